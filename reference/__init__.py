@@ -1,0 +1,1 @@
+"""The reference engine: it defines what every part of quire means, in plain Python, NumPy and torch."""

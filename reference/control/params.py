@@ -1,0 +1,173 @@
+"""What a request may ask for: ``SamplingParams`` and ``BeamSearchParams``, with vLLM's names and meanings.
+
+Values are checked where they are given. A bad one raises ``RequestError`` naming field, value and remedy before the
+engine has seen the request.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+from quire.reference.control.errors import RequestError
+
+MAX_LOGPROBS = 1024  # more per position is a dump of the vocabulary, not a request
+
+
+def _number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
+    """Check a finite real number within [low, high], or (low, high] with ``open_low``."""
+    bad_type = isinstance(value, bool) or not isinstance(value, Real)
+    if bad_type or not math.isfinite(value) or not (low < value if open_low else low <= value) or value > high:  # type: ignore[arg-type,operator]
+        interval = f"{'(' if open_low else '['}{low:g}, {high:g}{']' if math.isfinite(high) else ')'}"
+        raise RequestError(name, value, "not a finite number in the allowed range", f"Give a number in {interval}")
+
+
+def _integer(name: str, value: object, low: int, high: int | None = None) -> None:
+    """Check an integer that is at least ``low`` and, if given, at most ``high``."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < low or (high is not None and value > high):
+        limit = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise RequestError(name, value, "not an allowed integer", f"Give an integer {limit}")
+
+
+def _token_ids(name: str, value: Sequence[int] | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence | set | frozenset):
+        raise RequestError(name, value, "not a list of token ids", "Give a list of integers")
+    for token in value:
+        _integer(name, token, 0)
+    return tuple(int(t) for t in value)
+
+
+def _strings(name: str, value: str | Sequence[str] | None) -> tuple[str, ...]:
+    values = () if value is None else (value,) if isinstance(value, str) else tuple(value)
+    if any(not isinstance(s, str) or not s for s in values):
+        raise RequestError(name, value, "contains an empty string or something that is no string", "Give non-empty strings")
+    return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How to choose the next token and when to stop. Names, defaults and meanings are vLLM's.
+
+    n                 completions returned per prompt
+    best_of           completions generated; the ``n`` with the highest cumulative log-probability are returned
+    temperature       0 = greedy; logits are divided by it otherwise
+    top_p, top_k, min_p   keep the smallest set with probability ≥ top_p; the k most likely (0 or -1 = all); tokens at
+                      least min_p times as likely as the likeliest
+    presence_penalty, frequency_penalty   subtracted from the logits of tokens in the output, once / per occurrence
+    repetition_penalty    divides positive and multiplies negative logits of tokens in prompt and output
+    logit_bias        token id -> number added to its logit, in [-100, 100]
+    allowed_token_ids only these may be sampled
+    bad_words         strings that may not be produced (resolved to ``bad_words_token_ids`` by the tokenizer's owner)
+    min_tokens        no stop token may be sampled before this many tokens
+    max_tokens        tokens generated at most; None = as many as the model's context leaves
+    stop, stop_token_ids, ignore_eos, include_stop_str_in_output   when to end, and whether the stop string is shown
+    seed              makes this request reproducible; None = taken from the engine's seed and the request's number
+    logprobs          log-probabilities of so many most likely tokens, and of the sampled one (0 = only that)
+    prompt_logprobs   the same for every prompt position
+    detokenize, skip_special_tokens   whether text is produced and whether special tokens show in it
+    """
+
+    n: int = 1
+    best_of: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: str | Sequence[str] | None = ()
+    stop_token_ids: Sequence[int] | None = ()
+    bad_words: Sequence[str] | None = ()
+    bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
+    ignore_eos: bool = False
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    detokenize: bool = True
+    skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+    logit_bias: dict[int, float] | None = None
+    allowed_token_ids: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        _integer("n", self.n, 1)
+        if self.best_of is not None:
+            _integer("best_of", self.best_of, 1)
+            if self.best_of < self.n:
+                raise RequestError("best_of", self.best_of, f"smaller than n={self.n}", "Give best_of ≥ n or leave it out")
+        _number("presence_penalty", self.presence_penalty, -2, 2)
+        _number("frequency_penalty", self.frequency_penalty, -2, 2)
+        _number("repetition_penalty", self.repetition_penalty, 0, 100, open_low=True)
+        _number("temperature", self.temperature, 0, 100)
+        _number("top_p", self.top_p, 0, 1, open_low=True)
+        _integer("top_k", self.top_k, -1)
+        _number("min_p", self.min_p, 0, 1)
+        if self.seed is not None:
+            _integer("seed", self.seed, -(2**63), 2**64 - 1)
+        if self.max_tokens is not None:
+            _integer("max_tokens", self.max_tokens, 1)
+        _integer("min_tokens", self.min_tokens, 0, self.max_tokens)
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                _integer(name, getattr(self, name), 0, MAX_LOGPROBS)
+        for token, bias in (self.logit_bias or {}).items():
+            _integer("logit_bias", token, 0)
+            _number("logit_bias", bias, -100, 100)
+        if self.allowed_token_ids is not None:
+            if not self.allowed_token_ids:
+                raise RequestError("allowed_token_ids", self.allowed_token_ids, "empty, so no token could be sampled",
+                                   "Give at least one token id or leave it out")
+            object.__setattr__(self, "allowed_token_ids", _token_ids("allowed_token_ids", self.allowed_token_ids))
+        object.__setattr__(self, "stop", _strings("stop", self.stop))
+        object.__setattr__(self, "bad_words", _strings("bad_words", self.bad_words))
+        object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
+        if self.stop and not self.detokenize:
+            raise RequestError("stop", self.stop, "stop strings are found in the text, and detokenize is False",
+                               "Set detokenize=True or use stop_token_ids")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SamplingParams:
+        """Build from a mapping; an unknown name is refused with the list of known ones."""
+        known = sorted(set(cls.__dataclass_fields__) - {"bad_words_token_ids"})
+        for name in values:
+            if name not in known:
+                raise RequestError(name, values[name], "unknown sampling parameter", f"Known ones are {', '.join(known)}")
+        return cls(**values)
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that the engine generates for this request."""
+        return self.best_of or self.n
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeamSearchParams:
+    """Beam search: the ``beam_width`` likeliest continuations are kept at each step (vLLM's names and meanings).
+
+    A hypothesis scores its cumulative log-probability / length ** length_penalty, of the model's raw logits.
+    """
+
+    beam_width: int
+    max_tokens: int
+    ignore_eos: bool = False
+    length_penalty: float = 1.0
+    stop_token_ids: Sequence[int] | None = ()
+    skip_special_tokens: bool = True
+
+    def __post_init__(self) -> None:
+        _integer("beam_width", self.beam_width, 1, MAX_LOGPROBS // 2)
+        _integer("max_tokens", self.max_tokens, 1)
+        _number("length_penalty", self.length_penalty, -10, 10)
+        object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))

@@ -1,0 +1,85 @@
+"""What goes into the scheduler (``Request``), what it keeps (``Sequence``) and what comes out (``Event``).
+
+A request is one prompt. It becomes one sequence, or several siblings that share the prompt's blocks: ``n`` / ``best_of``
+parallel samples (told apart by ``stream``) or the beams of a beam search.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from quire.reference.control.params import BeamSearchParams, SamplingParams
+from quire.reference.control.plan import Logprobs
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(slots=True)
+class Request:
+    """One prompt with what was asked of it. ``seed`` is resolved: never None, whoever built the request chose it.
+
+    ``eos_token_ids`` end a sequence unless ``params.ignore_eos``; ``cache_salt`` keeps its blocks apart in the prefix
+    cache from requests with another salt; lower ``priority`` runs first under the priority policy.
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams | BeamSearchParams
+    seed: int = 0
+    eos_token_ids: tuple[int, ...] = ()
+    priority: int = 0
+    cache_salt: str | None = None
+
+
+@dataclass(slots=True)
+class Beam:
+    """A finished hypothesis of a beam search: its output tokens, cumulative log-probability and why it ended."""
+
+    token_ids: list[int]
+    cumulative_logprob: float
+    finish_reason: FinishReason
+
+
+@dataclass(slots=True)
+class Event:
+    """News about one sequence of one request, in the order in which it happened.
+
+    index               which of the request's ``num_sequences`` completions (its stream)
+    token_ids           tokens it gained, in order; what follows a stop is already cut off
+    logprobs            one entry per token gained, where the request asked for logprobs; else None
+    prompt_logprobs     with the first event of stream 0, where asked: one entry per prompt position, None for the first
+    num_cached_tokens   prompt tokens whose K/V came from the prefix cache at first admission
+    finish_reason       None while it runs; then "stop" (a stop token), "length", "abort"
+    stop_reason         the stop token id behind "stop"; None for the end-of-sequence token
+    beams               with the single, last event of a beam search: its hypotheses, best first
+    """
+
+    request_id: str
+    index: int
+    token_ids: list[int]
+    logprobs: list[Logprobs] | None = None
+    prompt_logprobs: list[Logprobs | None] | None = None
+    num_cached_tokens: int = 0
+    finish_reason: FinishReason | None = None
+    stop_reason: int | None = None
+    beams: list[Beam] | None = None
+
+
+@dataclass(slots=True)
+class SchedulerStats:
+    """A snapshot for logs, metrics and the summary tables; counters count since the start."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    blocks_total: int = 0  # without the null block
+    blocks_used: int = 0
+    blocks_shared: int = 0  # block table entries saved by sharing: sum over used blocks of (holders - 1)
+    slots_used: int = 0  # token slots in used blocks that hold K/V
+    host_blocks_used: int = 0
+    prefix_queries: int = 0  # prompt tokens looked up in the prefix cache
+    prefix_hits: int = 0  # of these, found
+    num_preemptions: int = 0
+    num_copies: int = 0  # blocks copied on write
+    num_swapped_out: int = 0  # blocks
+    num_swapped_in: int = 0
