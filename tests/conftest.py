@@ -1,0 +1,83 @@
+"""What every test shares: one thread, no network, hypothesis profiles, and one name for every module.
+
+``pytest --thorough`` runs the property tests with many random examples; without it they are the same few hundred
+examples in every run, so that a failure is never a matter of luck.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Verbosity, settings
+
+# Before anything imports torch, and inherited by every process that a test starts. One thread: several test processes
+# share few cores, and the number of threads may change the last bits of a sum.
+for name, value in {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}.items():
+    os.environ.setdefault(name, value)
+
+ROOT = Path(__file__).resolve().parent.parent
+LINKED = ("reference", "fast", "server", "ui", "zoo")  # folders that are imported as quire.NAME only
+
+_quiet = [HealthCheck.too_slow, HealthCheck.data_too_large]  # loaded machines are slow; that is no finding
+settings.register_profile(
+    "ci", derandomize=True, deadline=None, database=None, print_blob=True, suppress_health_check=_quiet
+)
+settings.register_profile(
+    "thorough",
+    derandomize=False,
+    max_examples=2000,
+    stateful_step_count=100,
+    deadline=None,
+    print_blob=True,
+    verbosity=Verbosity.normal,
+    suppress_health_check=_quiet,
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--thorough", action="store_true", help="property tests with many random examples (minutes to hours)"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Load the profile before any test module is imported: ``settings()`` in a test then starts from it."""
+    settings.load_profile("thorough" if config.getoption("--thorough") else "ci")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_name_per_module() -> Iterator[None]:
+    """Fail if anything imported ``reference`` instead of ``quire.reference``: two copies of every class would exist."""
+    yield
+    bare = [
+        name
+        for name, module in list(sys.modules.items())
+        if name.partition(".")[0] in LINKED and _inside_checkout(getattr(module, "__file__", None))
+    ]
+    assert not bare, f"imported by their bare names: {bare}; write quire.…"
+
+
+def tracked(*folders: str) -> list[Path]:
+    """Tracked files (of these folders) that exist, links left out; skips the test where there is no git."""
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    command = ["git", "ls-files", "-z", "--", *folders]
+    names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    files = [ROOT / name for name in names.split("\0") if name]
+    return [file for file in files if file.is_file() and not file.is_symlink()]
+
+
+def _inside_checkout(file: str | None) -> bool:
+    return file is not None and ROOT in Path(file).resolve().parents
