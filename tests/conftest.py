@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Verbosity, settings
+from hypothesis import HealthCheck, settings
 
 # Before anything imports torch, and inherited by every process that a test starts. One thread: several test processes
 # share few cores, and the number of threads may change the last bits of a sum.
@@ -41,7 +41,6 @@ settings.register_profile(
     stateful_step_count=100,
     deadline=None,
     print_blob=True,
-    verbosity=Verbosity.normal,
     suppress_health_check=_quiet,
 )
 
@@ -52,9 +51,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-timeout reads its option
 def pytest_configure(config: pytest.Config) -> None:
     """Load the profile before any test module is imported: ``settings()`` in a test then starts from it."""
-    settings.load_profile("thorough" if config.getoption("--thorough") else "ci")
+    thorough = config.getoption("--thorough")
+    settings.load_profile("thorough" if thorough else "ci")
+    if thorough and config.option.timeout is None:
+        config.option.timeout = 0  # many examples take their time
 
 
 @pytest.fixture(scope="session", autouse=True)
