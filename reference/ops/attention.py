@@ -42,8 +42,8 @@ def attention(
 
     q [T, Hq, D]; k and v [T, Hk, D], Hq a multiple of Hk (grouped-query attention: query head h reads K/V head
     h // (Hq / Hk)); caches [num_blocks, block_size, Hk, D], written through ``meta.slot``. Scores are multiplied by
-    ``scale``; ``soft_cap`` c then replaces a score s by c * tanh(s / c); ``window`` w lets a query at position p see the
-    positions p - w + 1 .. p only. -> [T, Hq, D] in q's dtype; padding rows are zero.
+    ``scale``; ``soft_cap`` c then replaces a score s by c * tanh(s / c); ``window`` w lets a query at position p see
+    the positions p - w + 1 .. p only. -> [T, Hq, D] in q's dtype; padding rows are zero.
     """
     write_kv(k, v, k_cache, v_cache, meta.slot)
     kv_heads, dim = k.shape[1:]
@@ -51,7 +51,7 @@ def attention(
     row_bytes = kv_heads * dim * k_cache.element_size()
     out = torch.zeros_like(q)
     for group in groups_of(meta, k_cache.shape[1], window, max_tokens=GATHER_BYTES // row_bytes):
-        g, n, length = group.mask.shape
+        g, n, _ = group.mask.shape
         keys, values = (group.gather(cache).to(q.dtype) for cache in (k_cache, v_cache))  # [g, Hk, length, D]
         # The query heads that share a K/V head become further query rows of it.
         rows = q.index_select(0, group.rows).view(g, n, kv_heads, share, dim)
@@ -93,7 +93,7 @@ class Group:
         return bool(self.mask.all())
 
     def folded(self, share: int) -> Tensor | None:
-        """The mask for query rows in which ``share`` heads are folded: [g, 1, n * share or 1, length], None if all true."""
+        """The mask [g, 1, n * share or 1, length] for rows in which ``share`` heads are folded; None if all true."""
         if self.everything_visible:
             return None
         if self.mask.shape[1] == 1 or share == 1:

@@ -81,43 +81,56 @@ def attention(
     write_kv(k, v, k_cache, v_cache, meta.slot)
     kv_heads, dim = k.shape[1:]
     share = q.shape[1] // kv_heads
-    tile_rows = -(-share // QUERY_ROWS) * QUERY_ROWS
-    per_tile = tile_rows // share  # queries in one tile of query rows
+    rows = -(-share // QUERY_ROWS) * QUERY_ROWS
     max_tokens = GATHER_BYTES // (kv_heads * dim * 4)
     out = torch.zeros_like(q)
     for group in groups_of(meta, k_cache.shape[1], window, max_tokens, query_chunk=QUERY_CHUNK, key_tile=KEY_TILE):
         g, n, length = group.mask.shape
-        tiles = -(-n // per_tile)
+        steps = length // KEY_TILE
+        queries = _fold(q.index_select(0, group.rows).float().view(g, n, kv_heads, share, dim), rows)
+        tiles = queries.shape[0] // (g * kv_heads)  # tiles of query rows per sequence and K/V head
+        keys, values = (_key_tiles(group.gather(cache).float(), tiles) for cache in (k_cache, v_cache))
 
-        def fold(rows: Tensor) -> Tensor:
-            """[g, n, heads, share, X] -> [g * heads * tiles, tile_rows, X], unused rows zero."""
-            heads = rows.shape[2]
-            rows = F.pad(rows, (0, 0, 0, 0, 0, 0, 0, tiles * per_tile - n))
-            rows = rows.unflatten(1, (tiles, per_tile)).permute(0, 3, 1, 2, 4, 5).flatten(3, 4)
-            return F.pad(rows, (0, 0, 0, tile_rows - per_tile * share)).reshape(g * heads * tiles, tile_rows, -1)
-
-        queries = fold(q.index_select(0, group.rows).float().view(g, n, kv_heads, share, dim))
-        keys, values = (group.gather(cache).float() for cache in (k_cache, v_cache))  # [g, Hk, length, D]
-
-        def tile_of(kv: Tensor, j: int) -> Tensor:
-            """The j-th tile of keys or values, once for every tile of queries: [g * Hk * tiles, KEY_TILE, D]."""
-            tile = kv[:, :, j * KEY_TILE : (j + 1) * KEY_TILE]
-            return tile.unsqueeze(2).expand(-1, -1, tiles, -1, -1).reshape(-1, KEY_TILE, dim)
-
-        steps = range(length // KEY_TILE)
-        scores = torch.stack([torch.bmm(queries, tile_of(keys, j).transpose(1, 2)) for j in steps], dim=2) * scale
+        scores = torch.stack([torch.bmm(queries, tile.transpose(1, 2)) for tile in keys], dim=2) * scale
         if soft_cap is not None:
             scores = soft_cap * torch.tanh(scores / soft_cap)
-        hidden = fold(~group.mask.view(g, n, 1, 1, length).expand(-1, -1, kv_heads, share, -1))
-        scores = scores.masked_fill(hidden.view(scores.shape), -torch.inf)  # [g * Hk * tiles, tile_rows, steps, 64]
+        unseen = _fold(~group.mask.view(g, n, 1, 1, length).expand(-1, -1, kv_heads, share, -1), rows)
+        scores = scores.masked_fill(unseen.view(-1, rows, steps, KEY_TILE), -torch.inf)
         weights = torch.exp(scores - scores.amax((2, 3), keepdim=True))
+
         total = torch.zeros(*queries.shape[:2], 1, device=q.device)
         mixed = torch.zeros_like(queries)
-        for j in steps:
-            tile = weights[:, :, j].contiguous()
-            total = total + tile.sum(-1, keepdim=True)
-            mixed = mixed + torch.bmm(tile, tile_of(values, j))
-        mixed = (mixed / total)[:, : per_tile * share].reshape(g, kv_heads, tiles, per_tile, share, dim)
-        mixed = mixed.permute(0, 2, 3, 1, 4, 5).reshape(g, tiles * per_tile, kv_heads * share, dim)[:, :n]
-        out.index_copy_(0, group.rows, mixed.reshape(g * n, kv_heads * share, dim).to(q.dtype))
+        for weight, tile in zip(weights.unbind(2), values):
+            weight = weight.contiguous()
+            total = total + weight.sum(-1, keepdim=True)
+            mixed = mixed + torch.bmm(weight, tile)
+        mixed = _unfold(mixed / total, g, n, kv_heads, share)
+        out.index_copy_(0, group.rows, mixed.to(q.dtype))
     return out
+
+
+def _fold(x: Tensor, rows: int) -> Tensor:
+    """[g, n, heads, share, X] -> [g * heads * tiles, rows, X]: n * share query rows in tiles, filled up with zeros.
+
+    A tile holds whole queries only: with 3 query heads per K/V head and 8 rows, two queries and two empty rows.
+    """
+    g, n, heads, share, width = x.shape
+    per_tile = rows // share
+    x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, -n % per_tile)).unflatten(1, (-1, per_tile))
+    x = x.permute(0, 3, 1, 2, 4, 5).reshape(-1, per_tile * share, width)
+    return F.pad(x, (0, 0, 0, rows - per_tile * share))
+
+
+def _unfold(x: Tensor, g: int, n: int, heads: int, share: int) -> Tensor:
+    """The inverse of ``_fold``, without the fill: -> [g * n, heads * share, X]."""
+    per_tile = x.shape[1] // share
+    x = x[:, : per_tile * share].reshape(g, heads, -1, per_tile, share, x.shape[2])
+    return x.permute(0, 2, 3, 1, 4, 5).flatten(1, 2)[:, :n].reshape(g * n, heads * share, -1)
+
+
+def _key_tiles(kv: Tensor, tiles: int) -> list[Tensor]:
+    """Cut [g, Hk, length, D] into pieces [g * Hk * tiles, KEY_TILE, D], each repeated for every tile of query rows."""
+    return [
+        tile.unsqueeze(2).expand(-1, -1, tiles, -1, -1).reshape(-1, KEY_TILE, kv.shape[3])
+        for tile in kv.split(KEY_TILE, dim=2)
+    ]

@@ -22,6 +22,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def row_tiles(x: Tensor, rows: int = 16) -> tuple[Tensor, ...]:
-    """Cut x [T, K] into tiles of exactly ``rows`` rows, the last one filled up with zeros (see ``invariant.linear``)."""
+    """Cut x [T, K] into tiles of exactly ``rows`` rows, the last one filled up with zeros."""
     missing = -x.shape[0] % rows
     return torch.cat([x, x.new_zeros(missing, x.shape[1])]).split(rows)
