@@ -1,0 +1,247 @@
+"""From the scheduler's events to what a user sees: text, stop strings, logprobs, metrics.
+
+The engine façade knows token ids only. This part stands on top of it, the same for ``LLM`` and for the server:
+``add`` a request when it enters the engine, hand every batch of events to ``process``, pass on the outputs, and tell
+the engine which sequences a stop string has ended.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from quire.reference.control import plan
+from quire.reference.control.errors import CheckpointError
+from quire.reference.control.params import BeamSearchParams, SamplingParams
+from quire.reference.control.request import Event
+from quire.reference.detokenizer import CompletionText, Detokenizer, token_decoder
+from quire.reference.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, logprob_dict
+
+
+@dataclass(slots=True)
+class _Completion:
+    """What has arrived for one completion so far, and how much of it a stream has given out."""
+
+    index: int
+    text: CompletionText | None
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[dict[int, Logprob]] = field(default_factory=list)
+    cumulative_logprob: float = 0.0
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    given: int = 0
+
+
+@dataclass(slots=True)
+class _RequestState:
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    params: SamplingParams | BeamSearchParams
+    stream: bool
+    prompt_index: int
+    metrics: RequestMetrics
+    completions: list[_Completion]
+    num_cached_tokens: int = 0
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+
+
+@dataclass(slots=True)
+class Processed:
+    """``outputs`` to pass on, and the sequences (request id, index) that the engine must ``finish``."""
+
+    outputs: list[RequestOutput]
+    stopped: list[tuple[str, int]]
+
+
+class OutputProcessor:
+    """Holds the state of every request in flight. ``tokenizer`` may be None if nothing is to be detokenized."""
+
+    def __init__(self, tokenizer: Any | None) -> None:
+        self._tokenizer = tokenizer
+        self._states: dict[str, _RequestState] = {}
+        self._decode_one: Callable[[list[int]], str] | None = None
+        if tokenizer is not None:
+            self._decode_one = token_decoder(tokenizer, skip_special_tokens=False)
+
+    def add(
+        self,
+        request_id: str,
+        prompt_token_ids: list[int],
+        params: SamplingParams | BeamSearchParams,
+        *,
+        prompt: str | None = None,
+        stream: bool = False,
+        prompt_index: int = 0,
+    ) -> None:
+        """Expect events for ``request_id``. With ``stream`` each gives an output with what is new; else only the end."""
+        n = 0 if isinstance(params, BeamSearchParams) else params.num_sequences
+        self._states[request_id] = _RequestState(
+            request_id=request_id,
+            prompt=prompt,
+            prompt_token_ids=prompt_token_ids,
+            params=params,
+            stream=stream,
+            prompt_index=prompt_index,
+            metrics=RequestMetrics(arrival_time=time.perf_counter()),
+            completions=[_Completion(i, self._new_text(prompt_token_ids, params)) for i in range(n)],
+        )
+
+    def discard(self, request_id: str) -> None:
+        """Forget a request (it was aborted); unknown ids are fine."""
+        self._states.pop(request_id, None)
+
+    def process(self, events: list[Event]) -> Processed:
+        """Digest one step's events. Events of requests and completions that have ended are ignored."""
+        done = Processed([], [])
+        touched: dict[str, set[int]] = {}
+        now = time.perf_counter()
+        for event in events:
+            state = self._states.get(event.request_id)
+            if state is None:
+                continue
+            if event.beams is not None:
+                self._take_beams(state, event)
+                touched[event.request_id] = set(range(len(state.completions)))
+                continue
+            if self._take(state, event, now):
+                done.stopped.append((event.request_id, event.index))
+            touched.setdefault(event.request_id, set()).add(event.index)
+        for request_id, indices in touched.items():
+            state = self._states[request_id]
+            finished = bool(state.completions) and all(c.finish_reason is not None for c in state.completions)
+            if finished:
+                state.metrics.finished_time = now
+                del self._states[request_id]
+            if state.stream:
+                outputs = [self._delta(state, state.completions[i]) for i in sorted(indices)]
+            elif finished:
+                outputs = self._final(state)
+            else:
+                continue
+            done.outputs.append(self._output(state, outputs, finished))
+        return done
+
+    def _new_text(self, prompt_ids: list[int], params: SamplingParams | BeamSearchParams) -> CompletionText | None:
+        """The text of a new completion, or None where no text is wanted."""
+        sampling = isinstance(params, SamplingParams)
+        if sampling and not params.detokenize:
+            return None
+        if self._tokenizer is None:
+            if not sampling:
+                return None
+            raise CheckpointError(
+                "tokenizer", None, "the model has no tokenizer, so no text can be made",
+                "Name one with tokenizer=…, or set detokenize=False",
+            )  # fmt: skip
+        detokenizer = Detokenizer(self._tokenizer, prompt_ids, skip_special_tokens=params.skip_special_tokens)
+        if not sampling:
+            return CompletionText(detokenizer)
+        return CompletionText(
+            detokenizer,
+            stop=params.stop or (),
+            include_stop=params.include_stop_str_in_output,
+            min_tokens=params.min_tokens,
+        )
+
+    def _take(self, state: _RequestState, event: Event, now: float) -> bool:
+        """Add an event to its completion; True if a stop string has ended it before the engine did."""
+        if event.prompt_logprobs is not None:
+            state.prompt_logprobs = [
+                None if p is None else logprob_dict(p, self._decode_one) for p in event.prompt_logprobs
+            ]
+        state.num_cached_tokens = max(state.num_cached_tokens, event.num_cached_tokens)
+        completion = state.completions[event.index]
+        if completion.finish_reason is not None:
+            return False  # tokens of a step that was in flight when a stop string ended the sequence
+        assert isinstance(state.params, SamplingParams)
+        if event.token_ids:
+            state.metrics.first_token_time = state.metrics.first_token_time or now
+            state.metrics.last_token_time = now
+        for i, token in enumerate(event.token_ids):
+            completion.token_ids.append(token)
+            state.metrics.num_generation_tokens += 1
+            if event.logprobs is not None:
+                self._add_logprob(completion, event.logprobs[i])
+            # A stop token ends the text before itself, just as a stop string does.
+            ends = event.finish_reason == "stop" and i == len(event.token_ids) - 1
+            if completion.text is None or (ends and not state.params.include_stop_str_in_output):
+                continue
+            stop = completion.text.push(token)
+            if stop is not None:
+                completion.finish_reason, completion.stop_reason = "stop", stop
+                return event.finish_reason is None
+        completion.finish_reason, completion.stop_reason = event.finish_reason, event.stop_reason
+        return False
+
+    def _add_logprob(self, completion: _Completion, entry: plan.Logprobs) -> None:
+        completion.cumulative_logprob += entry.logprobs[0]
+        completion.logprobs.append(logprob_dict(entry, self._decode_one))
+
+    def _take_beams(self, state: _RequestState, event: Event) -> None:
+        """The single, last event of a beam search: every hypothesis becomes a completion, best first."""
+        for i, beam in enumerate(event.beams or ()):
+            text = self._new_text(state.prompt_token_ids, state.params)
+            for token in beam.token_ids[: -1 if beam.finish_reason == "stop" else None] if text else ():
+                text.push(token)
+            state.completions.append(
+                _Completion(
+                    i,
+                    text,
+                    beam.token_ids,
+                    cumulative_logprob=beam.cumulative_logprob,
+                    finish_reason=beam.finish_reason,
+                )
+            )
+            state.metrics.num_generation_tokens += len(beam.token_ids)
+
+    def _delta(self, state: _RequestState, completion: _Completion) -> CompletionOutput:
+        finished = completion.finish_reason is not None
+        text = "" if completion.text is None else completion.text.take(final=finished)
+        output = self._completion_output(state, completion, text, completion.given)
+        completion.given = len(completion.token_ids)
+        return output
+
+    def _final(self, state: _RequestState) -> list[CompletionOutput]:
+        """All completions; with best_of, the n likeliest of them, renumbered."""
+        chosen = state.completions
+        params = state.params
+        if isinstance(params, SamplingParams) and params.num_sequences > params.n:
+            chosen = sorted(chosen, key=lambda c: -c.cumulative_logprob)[: params.n]
+        outputs = []
+        for index, completion in enumerate(chosen):
+            text = "" if completion.text is None else completion.text.take(final=True)
+            output = self._completion_output(state, completion, text, 0)
+            output.index = index
+            outputs.append(output)
+        return outputs
+
+    def _completion_output(
+        self, state: _RequestState, completion: _Completion, text: str, start: int
+    ) -> CompletionOutput:
+        params = state.params
+        asked = isinstance(params, SamplingParams) and params.logprobs is not None
+        return CompletionOutput(
+            index=completion.index,
+            text=text,
+            token_ids=completion.token_ids[start:],
+            cumulative_logprob=completion.cumulative_logprob if asked or isinstance(params, BeamSearchParams) else None,
+            logprobs=completion.logprobs[start:] if asked else None,
+            finish_reason=completion.finish_reason,
+            stop_reason=completion.stop_reason,
+        )
+
+    def _output(self, state: _RequestState, outputs: list[CompletionOutput], finished: bool) -> RequestOutput:
+        return RequestOutput(
+            request_id=state.request_id,
+            prompt=state.prompt,
+            prompt_token_ids=state.prompt_token_ids,
+            prompt_logprobs=state.prompt_logprobs,
+            outputs=outputs,
+            finished=finished,
+            metrics=state.metrics,
+            num_cached_tokens=state.num_cached_tokens,
+            prompt_index=state.prompt_index,
+        )

@@ -1,0 +1,125 @@
+"""A checkpoint's tokenizer: loading it cheaply, and what an engine's owner needs of it.
+
+The class is transformers', so that whatever a checkpoint brings (added tokens, chat template, special tokens) means
+here what it means there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from quire.reference.control.errors import CheckpointError, RequestError
+
+_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "tekken.json", "spiece.model")
+
+
+def has_tokenizer(path: Path) -> bool:
+    """Whether the folder holds any file that a tokenizer could be made of."""
+    return any((path / name).is_file() for name in _FILES)
+
+
+def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of the checkpoint in ``path``. Raises ``CheckpointError`` if there is none or it is damaged.
+
+    A ``tokenizer.json`` is complete in itself, and loading it directly spares the second that AutoTokenizer takes to
+    import model classes. Everything else (slow formats, code that comes with a checkpoint) goes through AutoTokenizer.
+    """
+    if not has_tokenizer(path):
+        raise CheckpointError(
+            "tokenizer", str(path), f"no tokenizer there (none of {', '.join(_FILES)})",
+            "Name a folder or hub name with tokenizer=…, or give prompts as token ids and set detokenize=False",
+        )  # fmt: skip
+    try:
+        if (path / "tokenizer.json").is_file() and "auto_map" not in _tokenizer_config(path):
+            from transformers import PreTrainedTokenizerFast
+
+            return PreTrainedTokenizerFast.from_pretrained(path)
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except Exception as cause:  # the libraries below raise anything, Rust panics' plain Exception included
+        raise CheckpointError(
+            "tokenizer", str(path), f"its tokenizer cannot be loaded ({type(cause).__name__}: {cause})",
+            "Fetch the tokenizer files again, or name another tokenizer with tokenizer=…",
+        ) from cause  # fmt: skip
+
+
+def _tokenizer_config(path: Path) -> dict[str, Any]:
+    file = path / "tokenizer_config.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def eos_token_ids(path: Path, tokenizer: Any | None) -> tuple[int, ...]:
+    """Every token id that ends a sequence: the generation config's, or else the model config's, and the tokenizer's."""
+    found: list[int] = []
+    for name in ("generation_config.json", "config.json"):
+        file = path / name
+        if file.is_file():
+            value = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+            found += [value] if isinstance(value, int) else value or []
+        if found:
+            break
+    if tokenizer is not None and tokenizer.eos_token_id is not None:
+        found.append(tokenizer.eos_token_id)
+    return tuple(dict.fromkeys(found))
+
+
+def encode(tokenizer: Any, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    """The token ids of ``text``. An empty prompt is refused here, where the user's text is still known."""
+    if not text:
+        raise RequestError(
+            "prompt", text, "the prompt is empty", "Give some text, or the begin token alone as prompt_token_ids"
+        )
+    return list(tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+
+def bad_words_token_ids(tokenizer: Any, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """The token sequences that spell each word, at the start of a text and behind a space."""
+    found: dict[tuple[int, ...], None] = {}
+    for word in words:
+        for text in (word.lstrip(), " " + word.lstrip()):
+            ids = tuple(tokenizer.encode(text, add_special_tokens=False))
+            if ids:
+                found[ids] = None
+    return tuple(found)
+
+
+def render_chat(
+    tokenizer: Any,
+    messages: Sequence[dict[str, Any]],
+    *,
+    tools: Sequence[Any] | None = None,
+    chat_template: str | None = None,
+    add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
+    chat_template_kwargs: dict[str, Any] | None = None,
+) -> str:
+    """A conversation as the text the model was trained on, by the tokenizer's Jinja chat template."""
+    if not messages or any(not isinstance(m, dict) or "role" not in m for m in messages):
+        raise RequestError(
+            "messages", messages, "not a conversation",
+            'Give a list of messages such as {"role": "user", "content": "Hello"}',
+        )  # fmt: skip
+    if chat_template is None and tokenizer.chat_template is None:
+        raise RequestError(
+            "chat_template", None, "the model's tokenizer has no chat template",
+            "Pass chat_template=…, or complete plain text with generate()",
+        )  # fmt: skip
+    try:
+        return tokenizer.apply_chat_template(
+            list(messages),
+            tools=tools,
+            chat_template=chat_template,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tokenize=False,
+            **(chat_template_kwargs or {}),
+        )
+    except Exception as cause:  # a template raises what it likes: unknown role, wrong order of turns, a missing field
+        raise RequestError(
+            "messages", messages, f"the chat template refuses them ({type(cause).__name__}: {cause})",
+            "Change the messages as the template asks, or pass another chat_template",
+        ) from cause  # fmt: skip

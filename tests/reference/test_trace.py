@@ -1,0 +1,109 @@
+"""The recorder: what a trace holds, what a redacted one leaves out, what survives a dead process."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from quire import SamplingParams
+from quire.reference import trace
+from tests.reference.ghost import GhostRunner, ghost_engine, run
+
+
+def recorded(folder, *, redact=False, ahead=False, close=True, **config):
+    """Run a small workload under a recorder; the engine's own block tables are noted at each step, for comparison."""
+    recorder = trace.Recorder(folder, block_size=4, num_blocks=65, redact=redact, about={"model": "ghost"})
+    engine = ghost_engine(GhostRunner(), recorder=recorder, async_scheduling=ahead, **config)
+    for i in range(4):
+        engine.add_request([9, 8, 7, 6, 5, i], SamplingParams(max_tokens=9, n=1 + i % 2, stop_token_ids=[99]))
+    tables = []
+    while engine.has_unfinished():
+        update = engine.scheduler.update
+
+        def noting(plan, result, update=update):
+            rows = {s.row: s.table.blocks for s in engine.scheduler.sequences.values() if s.row >= 0}
+            tables.append({row: list(blocks) for row, blocks in rows.items()})
+            return update(plan, result)
+
+        engine.scheduler.update = noting
+        engine.step()
+        engine.scheduler.update = update
+    if close:
+        engine.close()
+    return recorder.path, tables
+
+
+@pytest.mark.parametrize("config", [{}, {"num_blocks": 9}, {"max_num_batched_tokens": 5}])
+def test_block_tables_are_those_of_the_scheduler(tmp_path, config):
+    path, tables = recorded(tmp_path, **config)
+    steps = trace.read_trace(path).steps
+    assert len(steps) == len(tables) > 9
+    for step, expected in zip(steps, tables):
+        live = {seq["row"] for seq in step["plan"]["seqs"]}
+        assert live and {row: step["tables"][row] for row in live} == {row: expected[row] for row in live}
+
+
+def test_steps_tell_plan_result_events_times_and_stats(tmp_path):
+    path, _ = recorded(tmp_path, ahead=True)
+    read = trace.read_trace(path)
+    assert read.header["v"] == trace.SCHEMA_VERSION and read.header["model"] == "ghost"
+    assert [r["request_id"] for r in read.requests] == ["req-0", "req-1", "req-2", "req-3"]
+    assert read.requests[1]["params"]["n"] == 2 and read.requests[1]["token_ids"] == [9, 8, 7, 6, 5, 1]
+    assert [s["plan"]["step"] for s in read.steps] == list(range(len(read.steps)))
+    for step in read.steps:
+        assert list(step["phases"]) == ["schedule", "forward", "sample", "wait", "update"]
+        assert all(begin >= 0 and length >= 0 for begin, length in step["phases"].values())
+        assert len(step["result"]["tokens"]) == len(step["plan"]["seqs"])
+    assert sum(e["n"] for s in read.steps for e in s["events"]) == 6 * 9
+    assert read.steps[0]["stats"]["blocks_used"] > 0
+
+
+def test_redacted_traces_hold_counts_and_no_tokens(tmp_path):
+    path, _ = recorded(tmp_path, redact=True)
+    text = path.read_text()
+    assert 'token_ids":[' not in text and "[9,8,7" not in text
+    read = trace.read_trace(path)
+    assert read.header["redacted"] is True
+    assert read.requests[0]["prompt_len"] == 6 and read.requests[0]["params"]["stop_token_ids"] == 1
+    assert read.steps[0]["plan"]["starts"][0]["token_ids"] == 6
+    assert all(isinstance(n, int) for s in read.steps for n in s["result"]["tokens"])
+
+
+def test_a_trace_whose_writer_died_is_readable(tmp_path):
+    path, _ = recorded(tmp_path, close=False)  # nobody closes the file
+    whole = trace.read_trace(path)
+    path.write_bytes(path.read_bytes()[:-7])  # and the last line was cut
+    assert trace.read_trace(path).steps == whole.steps[:-1]
+
+
+def test_chrome_trace(tmp_path, capsys):
+    path, _ = recorded(tmp_path)
+    events = json.loads((tmp_path / "steps.trace.json").read_text())["traceEvents"]
+    steps = trace.read_trace(path).steps
+    spans = [e for e in events if e["ph"] == "X"]
+    assert sum(e["name"] == "forward" for e in spans) == len(steps)
+    assert {e["name"] for e in spans if e["pid"] == 3} == {"req-0", "req-1", "req-2", "req-3"}
+    assert sum(e["name"] == "decode" for e in spans) > 30 and any(e["name"] == "prefill 6" for e in spans)
+    assert all(e["dur"] >= 0 and e["ts"] >= 0 for e in spans)
+    assert {e["name"] for e in events if e["ph"] == "C"} == {"KV blocks", "requests"}
+    target = tmp_path / "other.json"
+    assert trace.main([str(path), str(target)]) == 0
+    assert target.read_text() == (tmp_path / "steps.trace.json").read_text()
+    assert trace.main([]) == 2 and "usage" in capsys.readouterr().err
+
+
+def test_other_files_and_versions_are_refused(tmp_path):
+    file = tmp_path / "x.jsonl"
+    for line, problem in (({"a": 1}, "no trace"), ({"type": "header", "v": 99}, "version 99")):
+        file.write_text(json.dumps(line) + "\n")
+        with pytest.raises(ValueError, match=problem):
+            trace.read_trace(file)
+
+
+def test_without_a_recorder_nothing_is_recorded():
+    engine = ghost_engine()
+    engine.add_request([1], SamplingParams(max_tokens=3))
+    run(engine)
+    assert engine.recorder is None
+    engine.close()
