@@ -1,0 +1,271 @@
+"""The reference data plane: executes a ``StepPlan`` on a model, eagerly and in one thread.
+
+The runner keeps everything that lasts from step to step, one *row* per sequence: its tokens, its block table, its
+sampling parameters. A plan only says what changes. Inputs of a decode come from the runner's own rows, where the
+previous step put them, so the scheduler may hand over the plan of step n+1 before it has looked at the tokens of step
+n (run-ahead); this runner is then simply done earlier.
+
+    runner = ModelRunner(model, max_num_seqs=256, max_model_len=2048, block_size=16, device="cpu", dtype=torch.float32)
+    runner.allocate_kv(num_blocks, num_host_blocks)
+    runner.forward(plan); result = runner.sample().wait()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from quire.reference.control.plan import Fork, Logprobs, NewSeq, StepPlan, StepResult, Swap
+from quire.reference.ops.cache import AttnMeta, copy_blocks
+from quire.reference.sampling import SamplerState, sample, top_logprobs
+
+Ints = npt.NDArray[np.int64]
+Caches = list[tuple[Tensor, Tensor]]
+PROMPT_LOGITS = 1 << 25  # logits of prompt positions computed at once, in numbers: 128 MiB
+
+
+class Model(Protocol):
+    """What the runner needs of a model. ``config`` has num_layers, num_kv_heads, head_dim and vocab_size."""
+
+    config: Any
+
+    def forward(self, ids: Tensor, positions: Tensor, caches: Caches, meta: AttnMeta) -> Tensor: ...
+
+    def logits(self, hidden: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Done:
+    """A step that needs no waiting: the reference computes it before ``sample`` returns."""
+
+    result: StepResult
+
+    def wait(self) -> StepResult:
+        return self.result
+
+
+@dataclass
+class Launched:
+    """A forward pass that has not been sampled yet: plan.seqs as arrays [S], query offsets [S+1], hidden [T, H]."""
+
+    plan: StepPlan
+    rows: Ints
+    start: Ints
+    end: Ints
+    cu_q: Ints
+    hidden: Tensor | None
+
+
+class ModelRunner:
+    """Rows, KV cache and sampler around one model.
+
+    max_num_seqs     number of rows
+    max_model_len    longest sequence, prompt and output
+    device, dtype    where the model is and the KV cache shall be, and the cache's dtype
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        max_num_seqs: int,
+        max_model_len: int,
+        block_size: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.model = model
+        self.block_size = block_size
+        self.device = torch.device(device)
+        self.dtype = dtype
+        # One column more than max_model_len: the token after a full context is sampled before anybody stops it.
+        self.tokens = np.zeros((max_num_seqs, max_model_len + 1), np.int32)
+        self.row_len = np.zeros(max_num_seqs, np.int64)
+        self.block_table = np.zeros((max_num_seqs, -(-(max_model_len + 1) // block_size)), np.int64)
+        self.num_row_blocks = np.zeros(max_num_seqs, np.int64)
+        self.sampler = SamplerState(max_num_seqs, model.config.vocab_size)
+        self.caches: Caches = []
+        self.host_caches: Caches = []
+        self._launched: Launched | None = None
+
+    def allocate_kv(self, num_blocks: int, num_host_blocks: int = 0) -> None:
+        """Allocate the KV cache: per layer K and V [num_blocks, block_size, kv_heads, head_dim], and the swap space.
+
+        The memory is not cleared; nothing reads a slot before it was written.
+        """
+        c = self.model.config
+
+        def allocate(n: int, device: torch.device, pin: bool) -> Caches:
+            shape = (n, self.block_size, c.num_kv_heads, c.head_dim)
+            pair = [
+                torch.empty(shape, dtype=self.dtype, device=device, pin_memory=pin) for _ in range(2 * c.num_layers)
+            ]
+            return list(zip(pair[::2], pair[1::2]))
+
+        self.caches = allocate(num_blocks, self.device, False)
+        on_gpu = self.device.type == "cuda"
+        self.host_caches = allocate(num_host_blocks, torch.device("cpu"), on_gpu) if num_host_blocks else []
+
+    # ------------------------------------------------------------------------------------------------ forward
+
+    @torch.inference_mode()
+    def forward(self, plan: StepPlan) -> None:
+        """Apply the plan's changes and compute the hidden states of its tokens."""
+        assert self._launched is None, "the previous forward pass has not been sampled"
+        self._apply(plan)
+        if not plan.seqs:
+            empty = np.zeros(0, np.int64)
+            self._launched = Launched(plan, empty, empty, empty, np.zeros(1, np.int64), None)
+            return
+        rows, start, n = np.array([(s.row, s.start, s.n) for s in plan.seqs], np.int64).T
+        end = start + n
+        assert (end <= self.row_len[rows]).all(), "the plan computes tokens that the rows do not have"
+        assert (end <= self.num_row_blocks[rows] * self.block_size).all(), "the plan's rows lack blocks"
+        cu_q = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(n, out=cu_q[1:])
+        if cu_q[-1] == len(rows):  # decodes only: every sequence has one token
+            row, position = rows, start
+        else:
+            row = np.repeat(rows, n)
+            position = np.arange(cu_q[-1]) + np.repeat(start - cu_q[:-1], n)
+        block, offset = np.divmod(position, self.block_size)
+        slot = self.block_table[row, block] * self.block_size + offset
+        for i, s in enumerate(plan.seqs):
+            if not s.write:
+                slot[cu_q[i] : cu_q[i + 1]] = -1
+        longest = int(end.max())
+        meta = AttnMeta(
+            cu_q=self._tensor(cu_q),
+            seq_len=self._tensor(end),
+            block_table=self._tensor(self.block_table[rows, : -(-longest // self.block_size)]),
+            slot=self._tensor(slot),
+            max_q=int(n.max()),
+            max_seq_len=longest,
+        )
+        ids = self._tensor(self.tokens[row, position].astype(np.int64))
+        hidden = self.model.forward(ids, self._tensor(position), self.caches, meta)
+        self._launched = Launched(plan, rows, start, end, cu_q, hidden)
+
+    def _tensor(self, array: Ints) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+    def _apply(self, plan: StepPlan) -> None:
+        """Everything before the forward pass, in the documented order."""
+        for row in plan.ends:
+            self.num_row_blocks[row] = 0
+        for new in plan.starts:
+            self._start(new)
+        for fork in plan.forks:
+            self._fork(fork)
+        if plan.swap_out:
+            self._swap(plan.swap_out, out=True)
+        if plan.copies:
+            src, dst, row, index = np.array(plan.copies, np.int64).T
+            copy_blocks(self.caches, self._tensor(src), self._tensor(dst))
+            self.block_table[row, index] = dst
+        if plan.swap_in:
+            self._swap(plan.swap_in, out=False)
+        for s in plan.seqs:
+            if s.n_draft:
+                raise NotImplementedError(f"sequence {s.seq_id} has {s.n_draft} drafted tokens: no verification yet")
+            if s.new_blocks:
+                have = self.num_row_blocks[s.row]
+                self.block_table[s.row, have : have + len(s.new_blocks)] = s.new_blocks
+                self.num_row_blocks[s.row] = have + len(s.new_blocks)
+
+    def _start(self, new: NewSeq) -> None:
+        self.tokens[new.row, : len(new.token_ids)] = new.token_ids
+        self.row_len[new.row] = len(new.token_ids)
+        self.num_row_blocks[new.row] = 0
+        self.sampler.start(
+            new.row,
+            new.params,
+            prompt_len=new.prompt_len,
+            seed=new.seed,
+            stream=new.stream,
+            stop_ids=new.stop_ids,
+        )
+
+    def _fork(self, fork: Fork) -> None:
+        row, parent, length = fork.row, fork.parent_row, fork.length
+        if row != parent:
+            blocks = -(-length // self.block_size)
+            self.tokens[row, :length] = self.tokens[parent, :length]
+            self.block_table[row, :blocks] = self.block_table[parent, :blocks]
+            self.num_row_blocks[row] = blocks
+        if fork.token is not None:
+            self.tokens[row, length] = fork.token
+        self.row_len[row] = length + (fork.token is not None)
+        self.sampler.fork(row, parent, fork.params, fork.stream)
+
+    def _swap(self, swaps: list[Swap], *, out: bool) -> None:
+        device_ids, host_ids = (torch.tensor(ids) for ids in zip(*swaps))
+        at = device_ids.to(self.device)
+        for pair, host_pair in zip(self.caches, self.host_caches):
+            for cache, host in zip(pair, host_pair):
+                if out:
+                    host[host_ids] = cache[at].to("cpu")
+                else:
+                    cache[at] = host[host_ids].to(self.device)
+
+    # ------------------------------------------------------------------------------------------------- sample
+
+    @torch.inference_mode()
+    def sample(self, masks: Mapping[int, Any] | None = None) -> Done:
+        """Choose the tokens of the forward pass that was launched last, and append them to their rows.
+
+        masks: index in plan.seqs -> bool [V] (NumPy or torch), True = allowed; for positions that are sampled.
+        """
+        launched, self._launched = self._launched, None
+        assert launched is not None, "sample() follows a forward()"
+        plan, rows = launched.plan, launched.rows
+        result = StepResult(plan.step, [[] for _ in plan.seqs])
+        which = [i for i, s in enumerate(plan.seqs) if s.samples]
+        if masks and not masks.keys() <= set(which):
+            raise ValueError(f"masks for {sorted(masks.keys() - set(which))}: these plan.seqs sample no token")
+        if which:
+            self._sample(launched, which, masks or {}, result)
+        for i in np.flatnonzero(self.sampler.prompt_logprobs[rows] >= 0).tolist():
+            if launched.start[i] + 1 < self.sampler.prompt_len[rows[i]]:
+                result.prompt_logprobs[i] = self._prompt_logprobs(launched, i)
+        return Done(result)
+
+    def _sample(self, launched: Launched, which: list[int], masks: Mapping[int, Any], result: StepResult) -> None:
+        assert launched.hidden is not None
+        rows, lengths = launched.rows[which], launched.end[which]
+        assert (lengths == self.row_len[rows]).all(), "only a row's last token is sampled from"
+        logits = self.model.logits(launched.hidden[self._tensor(launched.cu_q[1:][which] - 1)])
+        in_batch = {i: k for k, i in enumerate(which)} if masks else {}
+        chosen = sample(
+            logits, self.sampler, rows, lengths, self.tokens, {in_batch[i]: mask for i, mask in masks.items()}
+        )
+        token_ids = chosen.cpu().numpy()
+        self.tokens[rows, lengths] = token_ids
+        self.row_len[rows] = lengths + 1
+        for i, token in zip(which, token_ids.tolist()):
+            result.tokens[i] = [token]
+        asked = np.flatnonzero(self.sampler.logprobs[rows] >= 0)
+        if len(asked):
+            at = self._tensor(asked)
+            entries = top_logprobs(logits[at], chosen[at], self.sampler.logprobs[rows[asked]].tolist())
+            result.logprobs = {which[k]: [entry] for k, entry in zip(asked.tolist(), entries)}
+
+    def _prompt_logprobs(self, launched: Launched, i: int) -> tuple[int, list[Logprobs]]:
+        """Entries for the prompt positions that plan.seqs[i] made known: the logits of p are about token p + 1."""
+        assert launched.hidden is not None
+        row, first = launched.rows[i], int(launched.start[i]) + 1
+        last = min(int(launched.end[i]), int(self.sampler.prompt_len[row]) - 1)  # inclusive
+        targets = self._tensor(self.tokens[row, first : last + 1].astype(np.int64))
+        hidden = launched.hidden[launched.cu_q[i] : launched.cu_q[i] + len(targets)]
+        count = int(self.sampler.prompt_logprobs[row])
+        piece = max(1, PROMPT_LOGITS // self.sampler.vocab_size)
+        entries: list[Logprobs] = []
+        for h, t in zip(hidden.split(piece), targets.split(piece)):
+            entries += top_logprobs(self.model.logits(h), t, [count] * len(t))
+        return first, entries
