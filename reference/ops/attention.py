@@ -11,7 +11,7 @@ out. The gather therefore never reads there; it repeats the sequence's last posi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -121,7 +121,9 @@ def groups_of(
     return meta.derived[key]
 
 
-def _make_groups(meta: AttnMeta, block_size: int, window: int | None, max_tokens: int, chunk: int, tile: int):
+def _make_groups(
+    meta: AttnMeta, block_size: int, window: int | None, max_tokens: int, chunk: int, tile: int
+) -> Iterator[Group]:
     cu_q, seq_len = meta.cu_q.tolist(), meta.seq_len.tolist()
     pieces: list[tuple[int, int, int, int, int]] = []  # (queries, keys, sequence, first row, first key)
     for s, length in enumerate(seq_len):

@@ -114,7 +114,7 @@ def _fold(x: Tensor, rows: int) -> Tensor:
 
     A tile holds whole queries only: with 3 query heads per K/V head and 8 rows, two queries and two empty rows.
     """
-    g, n, heads, share, width = x.shape
+    _, n, _, share, width = x.shape
     per_tile = rows // share
     x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, -n % per_tile)).unflatten(1, (-1, per_tile))
     x = x.permute(0, 3, 1, 2, 4, 5).reshape(-1, per_tile * share, width)
