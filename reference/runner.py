@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,22 +22,13 @@ import torch
 from torch import Tensor
 
 from quire.reference.control.plan import Fork, Logprobs, NewSeq, StepPlan, StepResult, Swap
+from quire.reference.models import Model
 from quire.reference.ops.cache import AttnMeta, copy_blocks
 from quire.reference.sampling import SamplerState, sample, top_logprobs
 
 Ints = npt.NDArray[np.int64]
 Caches = list[tuple[Tensor, Tensor]]
 PROMPT_LOGITS = 1 << 25  # logits of prompt positions computed at once, in numbers: 128 MiB
-
-
-class Model(Protocol):
-    """What the runner needs of a model. ``config`` has num_layers, num_kv_heads, head_dim and vocab_size."""
-
-    config: Any
-
-    def forward(self, ids: Tensor, positions: Tensor, caches: Caches, meta: AttnMeta) -> Tensor: ...
-
-    def logits(self, hidden: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
