@@ -237,34 +237,33 @@ def _check_prompt(token_ids: Sequence[int], model: ModelFacts) -> None:
 
 
 def _check_params(params: SamplingParams | BeamSearchParams, model: ModelFacts, max_num_seqs: int) -> None:
-    beam = isinstance(params, BeamSearchParams)
-    if not beam and not isinstance(params, SamplingParams):
-        raise RequestError("sampling_params", params, "not sampling parameters", "Give a SamplingParams")
-    name = "beam_width" if beam else "n" if params.best_of is None else "best_of"
-    width = params.beam_width if beam else params.num_sequences
-    if width > max_num_seqs:
-        raise RequestError(
-            name, width, f"more sequences than the engine runs at once (max_num_seqs={max_num_seqs})",
-            f"Lower {name} or start the engine with max_num_seqs={width}",
-        )  # fmt: skip
-    named: dict[str, Sequence[int]] = {"stop_token_ids": params.stop_token_ids or ()}
-    if not beam:
-        named |= {
+    token_ids: dict[str, Sequence[int]] = {}
+    if isinstance(params, BeamSearchParams):
+        name, width = "beam_width", params.beam_width
+    elif isinstance(params, SamplingParams):
+        name, width = "n" if params.best_of is None else "best_of", params.num_sequences
+        token_ids = {
             "logit_bias": list(params.logit_bias or ()),
             "allowed_token_ids": params.allowed_token_ids or (),
             "bad_words_token_ids": [t for word in params.bad_words_token_ids for t in word],
         }
-        for field in ("logprobs", "prompt_logprobs"):
-            if (getattr(params, field) or 0) > model.vocab_size:
-                raise RequestError(
-                    field, getattr(params, field), "more than the model has tokens", f"Give at most {model.vocab_size}"
-                )
+        for field, count in (("logprobs", params.logprobs), ("prompt_logprobs", params.prompt_logprobs)):
+            if (count or 0) > model.vocab_size:
+                raise RequestError(field, count, "more than the model has tokens", f"Give at most {model.vocab_size}")
         if params.bad_words and not params.bad_words_token_ids:
             raise RequestError(
                 "bad_words", params.bad_words, "strings, which need a tokenizer to become token ids",
                 "Load the model's tokenizer, or use logit_bias on token ids",
             )  # fmt: skip
-    for field, ids in named.items():
+    else:
+        raise RequestError("sampling_params", params, "not sampling parameters", "Give a SamplingParams")
+    if width > max_num_seqs:
+        raise RequestError(
+            name, width, f"more sequences than the engine runs at once (max_num_seqs={max_num_seqs})",
+            f"Lower {name} or start the engine with max_num_seqs={width}",
+        )  # fmt: skip
+    token_ids["stop_token_ids"] = params.stop_token_ids or ()
+    for field, ids in token_ids.items():
         for token in ids:
             if not 0 <= token < model.vocab_size:
                 raise RequestError(field, token, "no token of this model", f"Give ids from 0 to {model.vocab_size - 1}")

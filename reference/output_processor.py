@@ -76,7 +76,7 @@ class OutputProcessor:
         stream: bool = False,
         prompt_index: int = 0,
     ) -> None:
-        """Expect events for ``request_id``. With ``stream`` each gives an output with what is new; else only the end."""
+        """Expect events for ``request_id``. With ``stream`` each step gives what is new; else only the end."""
         n = 0 if isinstance(params, BeamSearchParams) else params.num_sequences
         self._states[request_id] = _RequestState(
             request_id=request_id,
@@ -126,22 +126,20 @@ class OutputProcessor:
 
     def _new_text(self, prompt_ids: list[int], params: SamplingParams | BeamSearchParams) -> CompletionText | None:
         """The text of a new completion, or None where no text is wanted."""
-        sampling = isinstance(params, SamplingParams)
-        if sampling and not params.detokenize:
-            return None
-        if self._tokenizer is None:
-            if not sampling:
-                return None
+        wanted = isinstance(params, BeamSearchParams) or params.detokenize
+        if self._tokenizer is None and wanted and not isinstance(params, BeamSearchParams):
             raise CheckpointError(
                 "tokenizer", None, "the model has no tokenizer, so no text can be made",
                 "Name one with tokenizer=…, or set detokenize=False",
             )  # fmt: skip
+        if self._tokenizer is None or not wanted:
+            return None
         detokenizer = Detokenizer(self._tokenizer, prompt_ids, skip_special_tokens=params.skip_special_tokens)
-        if not sampling:
+        if isinstance(params, BeamSearchParams):
             return CompletionText(detokenizer)
         return CompletionText(
             detokenizer,
-            stop=params.stop or (),
+            stop=tuple(params.stop or ()),
             include_stop=params.include_stop_str_in_output,
             min_tokens=params.min_tokens,
         )
@@ -184,8 +182,9 @@ class OutputProcessor:
         """The single, last event of a beam search: every hypothesis becomes a completion, best first."""
         for i, beam in enumerate(event.beams or ()):
             text = self._new_text(state.prompt_token_ids, state.params)
-            for token in beam.token_ids[: -1 if beam.finish_reason == "stop" else None] if text else ():
-                text.push(token)
+            if text is not None:
+                for token in beam.token_ids[:-1] if beam.finish_reason == "stop" else beam.token_ids:
+                    text.push(token)
             state.completions.append(
                 _Completion(
                     i,

@@ -52,21 +52,6 @@ def _tokenizer_config(path: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
-def eos_token_ids(path: Path, tokenizer: Any | None) -> tuple[int, ...]:
-    """Every token id that ends a sequence: the generation config's, or else the model config's, and the tokenizer's."""
-    found: list[int] = []
-    for name in ("generation_config.json", "config.json"):
-        file = path / name
-        if file.is_file():
-            value = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
-            found += [value] if isinstance(value, int) else value or []
-        if found:
-            break
-    if tokenizer is not None and tokenizer.eos_token_id is not None:
-        found.append(tokenizer.eos_token_id)
-    return tuple(dict.fromkeys(found))
-
-
 def encode(tokenizer: Any, text: str, *, add_special_tokens: bool = True) -> list[int]:
     """The token ids of ``text``. An empty prompt is refused here, where the user's text is still known."""
     if not text:

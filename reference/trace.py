@@ -57,9 +57,9 @@ class BlockTables:
             if seq.new_blocks:
                 self.rows[seq.row].extend(seq.new_blocks)
                 changed[seq.row] = self.rows[seq.row]
-        for copy in plan.copies:
-            self.rows[copy.row][copy.index] = copy.dst
-            changed[copy.row] = self.rows[copy.row]
+        for _, dst, row, index in plan.copies:
+            self.rows[row][index] = dst
+            changed[row] = self.rows[row]
         return changed
 
 

@@ -48,7 +48,7 @@ def tiny_checkpoint(folder: Path, *, tokenizer: bool = True, **changes: Any) -> 
     config = LlamaConfig(
         **{
             "vocab_size": 384, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024,
             "initializer_range": 0.2, "bos_token_id": None, "eos_token_id": 0,
         } | changes
     )  # fmt: skip

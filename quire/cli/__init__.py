@@ -1,0 +1,45 @@
+"""The ``quire`` command. One file per subcommand; each has ``configure(parser)`` and ``run(arguments) -> exit status``.
+
+Nothing heavy is imported before a subcommand runs, so ``quire --help`` is immediate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import import_module
+
+from quire import __version__
+from quire.reference.control.errors import QuireError
+
+COMMANDS = {
+    "demo": "watch the engine work on eight prompts at once",
+    "generate": "complete prompts",
+    "chat": "talk with a model in the terminal",
+    "bench": "measure offline throughput and latency",
+    "info": "what a model is, and how much of it fits this machine",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a subcommand. 0 = done, 1 = failed, 2 = used wrongly (with one line that says how), 130 = interrupted."""
+    parser = argparse.ArgumentParser(prog="quire", description="An LLM inference engine that can be read end to end.")
+    parser.add_argument("--version", action="version", version=f"quire {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, purpose in COMMANDS.items():
+        command = commands.add_parser(name, help=purpose, description=purpose[0].upper() + purpose[1:] + ".")
+        module = import_module(f"quire.cli.{name}")
+        module.configure(command)
+        command.set_defaults(run=module.run)
+    arguments = parser.parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except QuireError as error:
+        print(f"quire: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader went away, as in `quire generate … | head -1`
+        sys.stderr.close()
+        return 0

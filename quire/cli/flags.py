@@ -1,0 +1,87 @@
+"""Command-line flags made from the fields of ``EngineConfig`` and ``SamplingParams``: one place says what exists.
+
+The help texts are the lines of those classes' docstrings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterable
+from dataclasses import fields
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from quire.reference.config import EngineConfig
+from quire.reference.control.params import SamplingParams
+
+# What a command line can say in one word. The rest is for Python and the server.
+SAMPLING = (
+    "max_tokens", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty",
+    "repetition_penalty", "min_tokens", "n", "ignore_eos",
+)  # fmt: skip
+
+
+def add_engine_flags(parser: argparse.ArgumentParser) -> None:
+    """``--model`` and a flag for every other engine argument."""
+    group = parser.add_argument_group("engine")
+    _add_flags(group, EngineConfig, [f.name for f in fields(EngineConfig)], "engine_")
+
+
+def engine_args(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The engine arguments that were given, for ``LLM(**...)``."""
+    return _given(arguments, "engine_")
+
+
+def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags for the sampling parameters; ``--seed`` is the engine's, from which every request draws its own."""
+    group = parser.add_argument_group("sampling")
+    _add_flags(group, SamplingParams, SAMPLING, "sampling_")
+    group.add_argument(
+        "--stop", action="append", dest="sampling_stop", default=argparse.SUPPRESS, metavar="TEXT",
+        help="end at this text; may be given several times",
+    )  # fmt: skip
+
+
+def sampling_args(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The sampling parameters that were given."""
+    return _given(arguments, "sampling_")
+
+
+def docstring_lines(cls: type) -> dict[str, str]:
+    """Field -> its description, from the table in a class's docstring (``name, name   what it is``)."""
+    found: dict[str, str] = {}
+    names: list[str] = []
+    for line in (cls.__doc__ or "").splitlines():
+        entry = re.match(r" {4}(\w+(?:, \w+)*) {2,}(\S.*)", line)
+        if entry:
+            names = entry[1].split(", ")
+            found |= dict.fromkeys(names, entry[2])
+        elif names and line.startswith(" " * 8) and line.strip():
+            found |= {name: f"{found[name]} {line.strip()}" for name in names}
+        else:
+            names = []
+    return found
+
+
+def _add_flags(group: argparse._ArgumentGroup, cls: type, names: Iterable[str], prefix: str) -> None:
+    hints, texts = get_type_hints(cls), docstring_lines(cls)
+    defaults = {f.name: f.default for f in fields(cls)}
+    for name in names:
+        default = defaults[name]
+        text = texts.get(name, "").replace("%", "%%")
+        options: dict[str, Any] = {"dest": prefix + name, "default": argparse.SUPPRESS, "help": f"{text} [{default}]"}
+        kind = hints[name]
+        if get_origin(kind) in (Union, UnionType):
+            kind = next(t for t in get_args(kind) if t is not NoneType)
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif get_origin(kind) is Literal:
+            options["choices"] = get_args(kind)
+        else:
+            options |= {"type": kind, "metavar": kind.__name__.upper()}
+        group.add_argument("--" + name.replace("_", "-"), **options)
+
+
+def _given(arguments: argparse.Namespace, prefix: str) -> dict[str, Any]:
+    return {k.removeprefix(prefix): v for k, v in vars(arguments).items() if k.startswith(prefix)}

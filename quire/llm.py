@@ -1,0 +1,316 @@
+"""``LLM``: the engine in a Python program. Prompts in, completions out.
+
+It owns a tokenizer, an engine and the processor that turns the engine's events into text. All of its ways of asking
+(``generate``, ``chat``, ``stream``, ``beam_search``) prepare requests, check every one of them before any is admitted,
+and then take turns at one loop: step the engine, put each output into the box of the call it belongs to.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from quire import backend
+from quire.prompts import Message, Params, Prepared, Prompt, as_list, located, per_prompt, prepare
+from quire.reference.config import EngineConfig
+from quire.reference.control.errors import CheckpointError, RequestError
+from quire.reference.control.params import BeamSearchParams, SamplingParams
+from quire.reference.control.request import SchedulerStats
+from quire.reference.output_processor import OutputProcessor
+from quire.reference.outputs import BeamSearchOutput, BeamSearchSequence, RequestOutput
+from quire.reference.tokenizer import bad_words_token_ids, encode, load_tokenizer, render_chat
+
+
+class LLM:
+    """An engine with a model in it.
+
+    ``model`` is a zoo name ("pocket", the model that ships with quire), a local folder, or a Hugging Face hub name;
+    all other arguments are those of ``EngineConfig``. Not thread-safe. ``close`` (or ``with``) writes out a trace, if
+    one is recorded; nothing else needs closing.
+    """
+
+    def __init__(self, model: str = "pocket", **engine_args: Any) -> None:
+        self.config = EngineConfig.from_kwargs(model=str(model), **engine_args)
+        self.model_path: Path = backend.model_path(self.config)
+        self._tokenizer, self._tokenizer_error = self._load_tokenizer()
+        self._defaults = backend.generation_defaults(self.model_path)
+        self.engine = backend.build_engine(self.config, self.model_path, eos_token_ids=self._eos_token_ids())
+        self._processor = OutputProcessor(self._tokenizer)
+        self._boxes: dict[str, deque[RequestOutput]] = {}  # request id -> the outputs of the call it belongs to
+
+    # --- asking -------------------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        priority: int | Sequence[int] | None = None,
+    ) -> list[RequestOutput]:
+        """Complete prompts; the outputs are in the order of the prompts.
+
+        prompts          a text, token ids, ``{"prompt": …}`` or ``{"prompt_token_ids": …}`` (either with a
+                         ``"cache_salt"``), or a list of these
+        sampling_params  for all of them, or one per prompt; None = ``get_default_sampling_params()``
+        use_tqdm         show a progress bar when it takes more than a second
+        priority         for all, or one per prompt; matters with scheduling_policy="priority", lower runs first
+
+        Raises ``RequestError`` before anything runs if any prompt or parameter is unusable.
+        """
+        requests = self._prepare(as_list(prompts), sampling_params, priority)
+        return self._run_to_end(requests, use_tqdm)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        priority: int | Sequence[int] | None = None,
+        **template_args: Any,
+    ) -> list[RequestOutput]:
+        """Answer a conversation, or each of several. ``template_args`` are those of ``render_chat``."""
+        if not messages:
+            raise RequestError("messages", messages, "no conversation", "Give a list of messages")
+        conversations: Sequence[Any] = [messages] if isinstance(messages[0], Mapping) else messages
+        prompts = [self.render_chat(c, **template_args) for c in conversations]
+        return self._run_to_end(self._prepare(prompts, sampling_params, priority), use_tqdm)
+
+    def stream(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        priority: int | Sequence[int] | None = None,
+    ) -> Iterator[RequestOutput]:
+        """Complete prompts, yielding what is new as it comes: ``text``, ``token_ids`` and ``logprobs`` are increments.
+
+        Outputs of several prompts come mixed, told apart by ``prompt_index``, and completions by their ``index``.
+        Closing the iterator early (``break``, then letting go of it, or ``close()``) aborts what is still running.
+        """
+        requests = self._prepare(as_list(prompts), sampling_params, priority)
+        for request in requests:
+            params = request.params
+            if isinstance(params, SamplingParams) and params.num_sequences > params.n:
+                raise RequestError(
+                    "best_of", params.best_of, "which completions are best is known only at the end",
+                    "Use generate(), or leave best_of out",
+                )  # fmt: skip
+        return self._run(requests, stream=True)
+
+    def beam_search(
+        self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams, *, use_tqdm: bool = False
+    ) -> list[BeamSearchOutput]:
+        """The ``beam_width`` likeliest continuations of each prompt that were found, best first."""
+        if not isinstance(params, BeamSearchParams):
+            raise RequestError("params", params, "no beam search parameters", "Give a BeamSearchParams")
+        requests = self._prepare(as_list(prompts), params, None)
+        outputs = self._run_to_end(requests, use_tqdm)
+        return [self._beams(output, params) for output in outputs]
+
+    def render_chat(self, messages: Sequence[Message], **template_args: Any) -> dict[str, Any]:
+        """A conversation as a prompt for ``generate`` or ``stream``: its text and its token ids.
+
+        Arguments: tools, chat_template, add_generation_prompt=True, continue_final_message=False, chat_template_kwargs.
+        The template writes the special tokens itself, so none are added.
+        """
+        tokenizer = self.get_tokenizer()
+        text = render_chat(tokenizer, messages, **template_args)
+        return {"prompt": text, "prompt_token_ids": encode(tokenizer, text, add_special_tokens=False)}
+
+    # --- looking ------------------------------------------------------------------------------------------------------
+
+    def get_tokenizer(self) -> Any:
+        """The model's tokenizer (transformers'). Raises ``CheckpointError`` if it has none."""
+        if self._tokenizer is None:
+            assert self._tokenizer_error is not None
+            raise self._tokenizer_error
+        return self._tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What the checkpoint's generation_config.json asks for; quire's own with generation_config="none"."""
+        if self.config.generation_config == "none":
+            return SamplingParams()
+        return SamplingParams(**self._defaults)
+
+    def stats(self) -> SchedulerStats:
+        """Running and waiting requests, KV blocks, prefix hits, preemptions: a snapshot with counts since the start."""
+        return self.engine.stats()
+
+    def reset_prefix_cache(self) -> None:
+        """Forget the cached beginnings of earlier prompts."""
+        self.engine.reset_prefix_cache()
+
+    def close(self) -> None:
+        """Abort what runs and write out the trace."""
+        self._abort(list(self._boxes))
+        self.engine.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- preparing ----------------------------------------------------------------------------------------------------
+
+    def _load_tokenizer(self) -> tuple[Any, CheckpointError | None]:
+        """The tokenizer, or the reason why there is none: token ids can be completed without it."""
+        path = self.model_path
+        try:
+            if self.config.tokenizer is not None:
+                path = backend.model_path(replace(self.config, model=self.config.tokenizer, revision=None))
+            return load_tokenizer(path, trust_remote_code=self.config.trust_remote_code), None
+        except CheckpointError as error:
+            if self.config.tokenizer is not None or error.__cause__ is not None:
+                raise  # one was named, or is there and damaged
+            return None, error
+
+    def _eos_token_ids(self) -> tuple[int, ...]:
+        """Whatever ends a text, by the checkpoint's configuration or by its tokenizer."""
+        found = list(self._defaults.pop("eos_token_ids"))
+        if self._tokenizer is not None and self._tokenizer.eos_token_id is not None:
+            found.append(self._tokenizer.eos_token_id)
+        return tuple(dict.fromkeys(found))
+
+    def _prepare(self, prompts: Sequence[Prompt], params: Any, priority: Any) -> list[Prepared]:
+        """Every prompt with its parameters, checked as far as possible without admitting any."""
+        all_params = per_prompt("sampling_params", params, len(prompts), lambda: self.get_default_sampling_params())
+        priorities = per_prompt("priority", priority, len(prompts), lambda: 0)
+        resolved: dict[int, Params] = {}  # parameters shared by many prompts are worked on once
+        requests = []
+        for i, (prompt, own) in enumerate(zip(prompts, all_params)):
+            try:
+                if id(own) not in resolved:
+                    resolved[id(own)] = self._resolve_bad_words(own)
+                request = prepare(prompt, resolved[id(own)], priorities[i], self.get_tokenizer)
+                self.engine.check(request.token_ids, request.params)
+                if self._tokenizer is None and getattr(own, "detokenize", False):
+                    self.get_tokenizer()  # raises: text is wanted and cannot be made
+            except RequestError as error:
+                raise located(error, i, len(prompts)) from None
+            requests.append(request)
+        return requests
+
+    def _resolve_bad_words(self, params: Any) -> Any:
+        if not isinstance(params, SamplingParams) or not params.bad_words:
+            return params
+        return replace(params, bad_words_token_ids=bad_words_token_ids(self.get_tokenizer(), params.bad_words))
+
+    # --- running ------------------------------------------------------------------------------------------------------
+
+    def _run_to_end(self, requests: list[Prepared], use_tqdm: bool) -> list[RequestOutput]:
+        outputs: list[RequestOutput | None] = [None] * len(requests)
+        tokens = 0
+        bar = tqdm(total=len(requests), unit="prompt", desc="Prompts", disable=not use_tqdm, delay=1)
+        with bar, closing(self._run(requests, stream=False)) as running:
+            for output in running:
+                outputs[output.prompt_index] = output
+                tokens += sum(len(c.token_ids) for c in output.outputs)
+                bar.update()
+                bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.0f} tok/s", refresh=False)
+        return [output for output in outputs if output is not None]
+
+    def _run(self, requests: list[Prepared], *, stream: bool) -> Generator[RequestOutput]:
+        """Admit requests and yield their outputs until all have ended. Left early, by whatever way, it aborts them."""
+        box: deque[RequestOutput] = deque()
+        open_ids: dict[str, None] = {}
+        try:
+            for i, request in enumerate(requests):
+                try:
+                    request_id = self._submit(request, i, stream, box)
+                except RequestError as error:
+                    raise located(error, i, len(requests)) from None
+                open_ids[request_id] = None
+            while open_ids:
+                while box:
+                    output = box.popleft()
+                    if output.finished:
+                        del open_ids[output.request_id]
+                    yield output
+                if open_ids:
+                    self._step()
+        finally:
+            self._abort(list(open_ids))
+
+    def _submit(self, request: Prepared, index: int, stream: bool, box: deque[RequestOutput]) -> str:
+        request_id = self.engine.add_request(
+            request.token_ids, request.params, priority=request.priority, cache_salt=request.cache_salt
+        )
+        self._boxes[request_id] = box
+        self._processor.add(
+            request_id, request.token_ids, request.params, prompt=request.prompt, stream=stream, prompt_index=index
+        )
+        return request_id
+
+    def _step(self) -> None:
+        """One step of the engine, for whichever calls have requests in it."""
+        with _interrupts_wait():
+            done = self._processor.process(self.engine.step())
+            for request_id, index in done.stopped:
+                self.engine.finish(request_id, index)
+            for output in done.outputs:
+                box = self._boxes.pop(output.request_id) if output.finished else self._boxes[output.request_id]
+                box.append(output)
+
+    def _abort(self, request_ids: Sequence[str]) -> None:
+        for request_id in request_ids:
+            self.engine.abort_request(request_id)
+            self._processor.discard(request_id)
+            self._boxes.pop(request_id, None)
+
+    def _beams(self, output: RequestOutput, params: BeamSearchParams) -> BeamSearchOutput:
+        """The completions of a beam search in vLLM's form, which repeats the prompt."""
+        prompt = output.prompt
+        if prompt is None and self._tokenizer is not None:
+            prompt = self._tokenizer.decode(output.prompt_token_ids, skip_special_tokens=params.skip_special_tokens)
+        return BeamSearchOutput(
+            [
+                BeamSearchSequence(
+                    tokens=[*output.prompt_token_ids, *c.token_ids],
+                    text=(prompt or "") + c.text,
+                    cum_logprob=c.cumulative_logprob or 0.0,
+                    finish_reason=c.finish_reason,
+                    output_token_ids=c.token_ids,
+                    output_text=c.text,
+                )
+                for c in output.outputs
+            ]
+        )
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Hold Ctrl-C back until a step is over; a half-run step would leave scheduler and runner disagreeing.
+
+    Pressed twice within one step it acts at once, for the case that the step hangs.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed: list[tuple[int, Any]] = []
+
+    def note(number: int, frame: Any) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append((number, frame))
+
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        if pressed and callable(previous):
+            previous(*pressed[0])

@@ -1,0 +1,162 @@
+"""Everything a user can get wrong: the error names field, value and remedy, and requests in flight finish unharmed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from quire import LLM, CheckpointError, ConfigError, QuireError, RequestError, SamplingParams
+from quire import BeamSearchParams as Beams
+from tests.toys import tiny_checkpoint
+
+GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+TALK = [{"role": "user", "content": "hello"}]
+
+# name: (what the user does, the field that is named, a part of the message)
+REQUESTS = {
+    "empty prompt": (lambda m: m.generate(""), "prompt", "the prompt is empty"),
+    "empty token ids": (lambda m: m.generate({"prompt_token_ids": []}), "prompt_token_ids", "the prompt is empty"),
+    "empty prompt among good ones": (lambda m: m.generate(["a", "", "b"], GREEDY), "prompt", "prompt 1 of 3"),
+    "prompt too long": (lambda m: m.generate([1] * 1024, GREEDY), "prompt_token_ids", "to 1023 tokens"),
+    "max_tokens 0": (lambda m: SamplingParams(max_tokens=0), "max_tokens", "at least 1"),
+    "max_tokens negative": (lambda m: SamplingParams(max_tokens=-3), "max_tokens", "=-3"),
+    "top_p 0": (lambda m: SamplingParams(top_p=0), "top_p", "(0, 1]"),
+    "top_p 1.1": (lambda m: SamplingParams(top_p=1.1), "top_p", "(0, 1]"),
+    "temperature negative": (lambda m: SamplingParams(temperature=-1), "temperature", "=-1"),
+    "unknown parameter": (lambda m: SamplingParams.from_dict({"temprature": 1}), "temprature", "temperature"),
+    "unknown engine argument": (lambda m: LLM("pocket", max_seqs=3), "max_seqs", "max_num_seqs"),
+    "token id out of range": (lambda m: m.generate([1, 384], GREEDY), "prompt_token_ids", "0 to 383"),
+    "negative token id": (lambda m: m.generate([1, -1], GREEDY), "prompt_token_ids", "=-1"),
+    "float token id": (lambda m: m.generate({"prompt_token_ids": [1.5]}, GREEDY), "prompt_token_ids", "not an integer"),
+    "n too large": (lambda m: m.generate("a", SamplingParams(n=17)), "n", "max_num_seqs=16"),
+    "beam_width too large": (lambda m: m.beam_search("a", Beams(beam_width=17, max_tokens=2)), "beam_width", "Lower"),
+    "stop token beyond": (lambda m: m.generate("a", SamplingParams(stop_token_ids=[999])), "stop_token_ids", "383"),
+    "logit_bias beyond": (lambda m: m.generate("a", SamplingParams(logit_bias={999: 1})), "logit_bias", "999"),
+    "allowed beyond": (lambda m: m.generate("a", SamplingParams(allowed_token_ids=[999])), "allowed_token_ids", ""),
+    "too large for the KV cache": (lambda m: m.generate("a", SamplingParams(max_tokens=900)), "max_tokens", "796"),
+    "beams too large for it": (
+        lambda m: m.beam_search("a", Beams(beam_width=8, max_tokens=400)), "max_tokens", "8 beams",
+    ),
+    "too few parameters": (lambda m: m.generate(["a", "b"], [GREEDY]), "sampling_params", "2 prompts"),
+    "parameters of another kind": (lambda m: m.generate("a", {"n": 1}), "sampling_params", "SamplingParams"),
+    "prompt of another kind": (lambda m: m.generate(7), "prompts", "not a prompt"),
+    "prompt in a list of another kind": (lambda m: m.generate([None]), "prompt", "Give a string"),
+    "unknown prompt key": (lambda m: m.generate({"text": "a"}), "prompt", "prompt_token_ids"),
+    "priority of another kind": (lambda m: m.generate("a", GREEDY, priority="high"), "priority", "integer"),
+    "no conversation": (lambda m: m.chat([]), "messages", "Give a list"),
+    "no role": (lambda m: m.chat([{"content": "a"}]), "messages", "role"),
+    "a message the template refuses": (
+        lambda m: m.chat([{"role": "nobody", "content": "a"}]), "messages", "nobody may not speak",
+    ),
+    "a broken template": (lambda m: m.chat(TALK, chat_template="{% if %}"), "messages", "template"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REQUESTS)
+def test_a_bad_request_is_refused_and_others_finish_unharmed(llm, case):
+    act, field, part = REQUESTS[case]
+    expected = llm.generate("the quick", GREEDY)[0].outputs[0]
+    in_flight = llm.stream("the quick", GREEDY)
+    text = next(in_flight).outputs[0].text
+    with pytest.raises(QuireError) as caught:
+        act(llm)
+    error = caught.value
+    assert error.field == field and part in str(error)
+    assert error.remedy and error.remedy in str(error) and str(error).startswith(f"{field}=")
+    assert text + "".join(output.outputs[0].text for output in in_flight) == expected.text
+
+
+def test_good_prompts_beside_a_bad_one_leave_nothing_behind(llm):
+    """Also when only the scheduler can see that a prompt is bad, after others were admitted."""
+    with pytest.raises(RequestError, match=r"max_tokens=900.*prompt 1 of 2"):
+        llm.generate(["a", "b"], [GREEDY, SamplingParams(max_tokens=900)])
+    assert not llm.engine.has_unfinished()
+
+
+@pytest.fixture
+def broken(checkpoint, tmp_path):
+    """A copy of the checkpoint for a test to damage."""
+    return shutil.copytree(checkpoint, tmp_path / "broken")
+
+
+def fails_to_load(path, kind=CheckpointError, **engine_args) -> QuireError:
+    with pytest.raises(kind) as caught:
+        LLM(str(path), **engine_args)
+    assert caught.value.remedy
+    return caught.value
+
+
+def test_model_path_that_does_not_exist():
+    error = fails_to_load("/no/such/folder")
+    assert error.field == "model" and "/no/such/folder" in str(error) and "pocket" in error.remedy
+
+
+def test_unsupported_architecture_lists_the_supported_ones(broken):
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | {"architectures": ["MambaForCausalLM"]}))
+    error = fails_to_load(broken)
+    assert "MambaForCausalLM" in str(error) and "LlamaForCausalLM" in str(error) and "OPTForCausalLM" in str(error)
+
+
+def test_truncated_weights(broken):
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    assert "model.safetensors" in str(fails_to_load(broken))
+
+
+def test_missing_weights_and_missing_shard(broken):
+    (broken / "model.safetensors").rename(broken / "model-00001-of-00002.safetensors")
+    assert "no model.safetensors" in str(fails_to_load(broken))
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (broken / "model.safetensors.index.json").write_text(json.dumps(index))
+    error = fails_to_load(broken)
+    assert error.field == "shard" and "model-00002-of-00002.safetensors" in str(error)
+
+
+def test_without_a_tokenizer_token_ids_still_work(tmp_path):
+    path = tiny_checkpoint(tmp_path / "bare", tokenizer=False)
+    llm = LLM(str(path), num_blocks=64)
+    tokens = llm.generate([1, 2, 3], SamplingParams(max_tokens=3, detokenize=False, ignore_eos=True))[0].outputs[0]
+    assert len(tokens.token_ids) == 3
+    for ask in (lambda: llm.generate("text"), lambda: llm.generate([1, 2]), lambda: llm.chat(TALK), llm.get_tokenizer):
+        with pytest.raises(CheckpointError, match="no tokenizer") as caught:
+            ask()
+        assert caught.value.field == "tokenizer" and "detokenize=False" in caught.value.remedy
+    assert not llm.engine.has_unfinished()
+
+
+def test_a_named_tokenizer_must_be_there(checkpoint, tmp_path):
+    error = fails_to_load(checkpoint, tokenizer=str(tmp_path))
+    assert error.field == "tokenizer" and str(tmp_path) in str(error)
+
+
+def test_a_damaged_tokenizer_says_why(broken):
+    (broken / "tokenizer.json").write_text('{"version": ')
+    error = fails_to_load(broken)
+    assert error.field == "tokenizer" and error.__cause__ is not None
+
+
+def test_no_chat_template(checkpoint, tmp_path):
+    bare = shutil.copytree(checkpoint, tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    llm = LLM(str(bare), num_blocks=64)
+    with pytest.raises(RequestError, match="no chat template") as caught:
+        llm.chat(TALK)
+    assert "chat_template=" in caught.value.remedy
+    assert llm.chat(TALK, GREEDY, chat_template="{{ messages[0].content }}")[0].prompt == "hello"
+
+
+def test_the_fast_data_plane_says_that_it_is_not_there(checkpoint):
+    error = fails_to_load(checkpoint, ConfigError, backend="fast")
+    assert error.field == "backend" and "reference" in error.remedy
+
+
+def test_a_device_that_is_not_there(checkpoint):
+    error = fails_to_load(checkpoint, ConfigError, device="cuda:77")
+    assert error.field == "device" and "cuda:77" in str(error)
+
+
+def test_max_model_len_beyond_the_model(checkpoint):
+    assert fails_to_load(checkpoint, ConfigError, max_model_len=4096).field == "max_model_len"
