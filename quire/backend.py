@@ -65,6 +65,7 @@ def build_engine(config: EngineConfig, path: Path, *, eos_token_ids: tuple[int, 
     from quire.reference import ops
     from quire.reference.control.scheduler import Scheduler
     from quire.reference.engine import Engine, ModelFacts
+    from quire.reference.memory import size_kv
     from quire.reference.models import choose_dtype, load_model
     from quire.reference.ops import invariant
     from quire.reference.runner import ModelRunner
@@ -110,9 +111,3 @@ def build_engine(config: EngineConfig, path: Path, *, eos_token_ids: tuple[int, 
             about=about,
         )
     return Engine(config, facts, scheduler, runner, recorder=recorder)
-
-
-def size_kv(config, model_config, *, dtype, device):
-    from types import SimpleNamespace
-
-    return SimpleNamespace(num_blocks=config.num_blocks or 1025, num_host_blocks=128)

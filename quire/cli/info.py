@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from quire.cli.flags import add_engine_flags, engine_args
 from quire.reference.config import EngineConfig
+
+if TYPE_CHECKING:
+    from quire.reference.models import ModelConfig
+
+Fact: TypeAlias = "tuple[str, Any, str]"  # name, value, and the value for reading where it does not read well itself
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -20,60 +26,52 @@ def run(arguments: argparse.Namespace) -> int:
     given = engine_args(arguments)
     if arguments.name is not None:
         given["model"] = arguments.name
-    facts = describe(EngineConfig.from_kwargs(**given))
-    if arguments.json:
-        print(json.dumps({name: value for name, value, _ in facts}))
-        return 0
-    from rich.console import Console
-    from rich.table import Table
+    config = EngineConfig.from_kwargs(**given)
 
-    table = Table(show_header=False, title=str(facts[0][1]), title_justify="left")
-    for name, value, text in facts[1:]:
-        table.add_row(name.replace("_", " "), text or str(value))
-    Console().print(table)
-    return 0
-
-
-def describe(config: EngineConfig) -> list[tuple[str, Any, str]]:
-    """(name, value, the value for reading, or "" where it reads well itself), in the order of a page."""
     from quire import backend
+    from quire.reference.memory import size_kv
     from quire.reference.models import choose_dtype, load_config
 
     path = backend.model_path(config)
-    model = load_config(path)
-    device = backend.device(config)
+    model, device = load_config(path), backend.device(config)
     dtype = choose_dtype(config.dtype, model, device)
-    per_token = model.kv_bytes_per_token(dtype)
-    weights = model.num_parameters * dtype.itemsize
-    sizes = backend.size_kv(config, model, dtype=dtype, device=device)
-    length = min(config.max_model_len or model.max_position, model.max_position)
-    tokens = (sizes.num_blocks - 1) * config.block_size
-    windows = {w for w in model.windows if w is not None}
+    facts = describe(config, model, path, dtype, device)
+    if not arguments.json:
+        _print(config.model, facts)  # before the memory is looked at: that may end in an error
+    ledger = size_kv(config, model, dtype=dtype, device=device, weights_loaded=False)
+    if arguments.json:
+        memory = {"kv_blocks": ledger.num_blocks - 1, "kv_tokens": ledger.num_tokens, "kv_bytes": ledger.kv_bytes}
+        print(json.dumps({"model": config.model} | {name: value for name, value, _ in facts} | memory))
+    else:
+        print(ledger)
+    return 0
+
+
+def describe(config: EngineConfig, model: ModelConfig, path: Path, dtype: Any, device: str) -> list[Fact]:
+    """What the checkpoint's configuration says, in the order of a page."""
+    windows = sorted({w for w in model.windows if w is not None})
     shape = f"{model.num_layers} layers, hidden {model.hidden_size}, {model.num_heads} query / {model.num_kv_heads} KV"
     shape += f" heads of {model.head_dim}, feed-forward {model.intermediate_size}"
+    length = min(config.max_model_len or model.max_position, model.max_position)
+    stored, computed = (str(d).removeprefix("torch.") for d in (model.dtype, dtype))
     return [
-        ("model", config.model, ""),
         ("path", str(path), ""),
         ("architecture", model.architecture, ""),
         ("shape", shape, ""),
-        ("sliding_window", max(windows, default=None), "" if windows else "none"),
+        ("sliding_window", windows, ", ".join(map(str, windows)) or "none"),
         ("vocabulary", model.vocab_size, f"{model.vocab_size:,} tokens"),
         ("parameters", model.num_parameters, f"{model.num_parameters:,}"),
-        ("checkpoint_dtype", str(model.dtype).removeprefix("torch."), ""),
-        ("compute_dtype", str(dtype).removeprefix("torch."), f"{str(dtype).removeprefix('torch.')} on {device}"),
-        ("weight_bytes", weights, _bytes(weights)),
+        ("dtype", computed, f"{computed} on {device} (stored as {stored})"),
         ("max_model_len", length, f"{length:,} tokens"),
-        ("kv_bytes_per_token", per_token, _bytes(per_token)),
-        ("kv_blocks", sizes.num_blocks - 1, f"{sizes.num_blocks - 1:,} of {config.block_size} tokens"),
-        ("kv_tokens", tokens, f"{tokens:,}, or {tokens / length:,.1f} sequences of full length"),
-        ("kv_bytes", tokens * per_token, _bytes(tokens * per_token)),
-        ("host_blocks", sizes.num_host_blocks, f"{sizes.num_host_blocks:,} (swap space)"),
+        ("kv_bytes_per_token", model.kv_bytes_per_token(dtype), f"{model.kv_bytes_per_token(dtype):,}"),
     ]
 
 
-def _bytes(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            break
-        count /= 1024
-    return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.2f} {unit}"
+def _print(title: str, facts: list[Fact]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, title=title, title_justify="left")
+    for name, value, text in facts:
+        table.add_row(name.replace("_", " "), text or str(value))
+    Console().print(table)

@@ -18,7 +18,9 @@ def checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def llm(checkpoint) -> LLM:
     """Small enough for requests to meet in a step, to be chunked, and for blocks to be shared."""
-    return LLM(str(checkpoint), num_blocks=200, block_size=4, max_num_seqs=16, max_num_batched_tokens=64)
+    return LLM(
+        str(checkpoint), num_blocks=200, block_size=4, max_model_len=512, max_num_seqs=16, max_num_batched_tokens=64
+    )
 
 
 @pytest.fixture(autouse=True)

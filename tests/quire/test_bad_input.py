@@ -19,7 +19,7 @@ REQUESTS = {
     "empty prompt": (lambda m: m.generate(""), "prompt", "the prompt is empty"),
     "empty token ids": (lambda m: m.generate({"prompt_token_ids": []}), "prompt_token_ids", "the prompt is empty"),
     "empty prompt among good ones": (lambda m: m.generate(["a", "", "b"], GREEDY), "prompt", "prompt 1 of 3"),
-    "prompt too long": (lambda m: m.generate([1] * 1024, GREEDY), "prompt_token_ids", "to 1023 tokens"),
+    "prompt too long": (lambda m: m.generate([1] * 512, GREEDY), "prompt_token_ids", "to 511 tokens"),
     "max_tokens 0": (lambda m: SamplingParams(max_tokens=0), "max_tokens", "at least 1"),
     "max_tokens negative": (lambda m: SamplingParams(max_tokens=-3), "max_tokens", "=-3"),
     "top_p 0": (lambda m: SamplingParams(top_p=0), "top_p", "(0, 1]"),
@@ -35,7 +35,6 @@ REQUESTS = {
     "stop token beyond": (lambda m: m.generate("a", SamplingParams(stop_token_ids=[999])), "stop_token_ids", "383"),
     "logit_bias beyond": (lambda m: m.generate("a", SamplingParams(logit_bias={999: 1})), "logit_bias", "999"),
     "allowed beyond": (lambda m: m.generate("a", SamplingParams(allowed_token_ids=[999])), "allowed_token_ids", ""),
-    "too large for the KV cache": (lambda m: m.generate("a", SamplingParams(max_tokens=900)), "max_tokens", "796"),
     "beams too large for it": (
         lambda m: m.beam_search("a", Beams(beam_width=8, max_tokens=400)), "max_tokens", "8 beams",
     ),
@@ -70,9 +69,17 @@ def test_a_bad_request_is_refused_and_others_finish_unharmed(llm, case):
 
 def test_good_prompts_beside_a_bad_one_leave_nothing_behind(llm):
     """Also when only the scheduler can see that a prompt is bad, after others were admitted."""
-    with pytest.raises(RequestError, match=r"max_tokens=900.*prompt 1 of 2"):
-        llm.generate(["a", "b"], [GREEDY, SamplingParams(max_tokens=900)])
+    with pytest.raises(RequestError, match=r"max_tokens=80.*prompt 1 of 2"):
+        llm.beam_search(["a", [1] * 50], Beams(beam_width=8, max_tokens=80))
     assert not llm.engine.has_unfinished()
+
+
+@pytest.mark.parametrize("setting", [{"num_blocks": 10}, {"kv_cache_memory_bytes": 100_000}])
+def test_a_cache_too_small_for_a_single_request_is_refused_at_the_start(checkpoint, setting):
+    error = fails_to_load(checkpoint, ConfigError, **setting)
+    (field,) = setting
+    assert error.field == field and "max_model_len=1024" in error.problem
+    assert f"{field}=" in error.remedy and "possible KV cache" in error.remedy  # what would fit, and the ledger
 
 
 @pytest.fixture
@@ -117,7 +124,7 @@ def test_missing_weights_and_missing_shard(broken):
 
 def test_without_a_tokenizer_token_ids_still_work(tmp_path):
     path = tiny_checkpoint(tmp_path / "bare", tokenizer=False)
-    llm = LLM(str(path), num_blocks=64)
+    llm = LLM(str(path), num_blocks=65)
     tokens = llm.generate([1, 2, 3], SamplingParams(max_tokens=3, detokenize=False, ignore_eos=True))[0].outputs[0]
     assert len(tokens.token_ids) == 3
     for ask in (lambda: llm.generate("text"), lambda: llm.generate([1, 2]), lambda: llm.chat(TALK), llm.get_tokenizer):
@@ -141,7 +148,7 @@ def test_a_damaged_tokenizer_says_why(broken):
 def test_no_chat_template(checkpoint, tmp_path):
     bare = shutil.copytree(checkpoint, tmp_path / "bare")
     (bare / "chat_template.jinja").unlink()
-    llm = LLM(str(bare), num_blocks=64)
+    llm = LLM(str(bare), num_blocks=65)
     with pytest.raises(RequestError, match="no chat template") as caught:
         llm.chat(TALK)
     assert "chat_template=" in caught.value.remedy

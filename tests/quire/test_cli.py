@@ -132,11 +132,11 @@ def test_info_does_not_read_the_weights(checkpoint, capsys, tmp_path):
     import shutil
 
     bare = shutil.copytree(checkpoint, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
-    assert main(["info", str(bare), "--num-blocks", "101"]) == 0
+    assert main(["info", str(bare), "--num-blocks", "101", "--max-model-len", "512"]) == 0
     text = capsys.readouterr().out
-    for part in ("LlamaForCausalLM", "110,912", "512 B", "1,600", "float32"):
+    for part in ("LlamaForCausalLM", "110,912", "512 B", "1,600 tokens fit", "float32", "weights"):
         assert part in text
-    assert main(["info", str(bare), "--num-blocks", "101", "--json"]) == 0
+    assert main(["info", str(bare), "--num-blocks", "101", "--max-model-len", "512", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["parameters"] == 110_912 and facts["kv_bytes_per_token"] == 512 and facts["kv_tokens"] == 1600
 

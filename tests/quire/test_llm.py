@@ -99,7 +99,7 @@ def collect(stream) -> dict[tuple[int, int], dict]:
 )
 @pytest.mark.parametrize("ahead", [False, True])
 def test_a_stream_adds_up_to_the_answer_without_streaming(checkpoint, params, ahead):
-    llm = LLM(str(checkpoint), num_blocks=200, block_size=4, async_scheduling=ahead)
+    llm = LLM(str(checkpoint), max_model_len=512, num_blocks=200, block_size=4, async_scheduling=ahead)
     prompts = ["the quick", "naïve café 你好", "Stop!"]
     whole = {
         (o.prompt_index, c.index): {"text": c.text, "ids": c.token_ids, "reason": (c.finish_reason, c.stop_reason)}
@@ -236,7 +236,7 @@ def test_two_calls_in_turn_get_each_their_own(llm):
 
 
 def test_closing_a_stream_aborts_its_requests(llm):
-    stream = llm.stream(["the", "one"], SamplingParams(max_tokens=700, ignore_eos=True))
+    stream = llm.stream(["the", "one"], SamplingParams(max_tokens=500, ignore_eos=True))
     next(stream)
     assert llm.stats().num_running + llm.stats().num_waiting == 2
     stream.close()
@@ -251,7 +251,7 @@ def test_ctrl_c_ends_the_call_and_not_the_engine(llm):
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         for _ in range(100):
-            llm.generate(["the", "one"], SamplingParams(max_tokens=700, ignore_eos=True), use_tqdm=False)
+            llm.generate(["the", "one"], SamplingParams(max_tokens=500, ignore_eos=True), use_tqdm=False)
     assert not llm.engine.scheduler.has_unfinished()
     assert len(llm.generate("the", GREEDY)[0].outputs[0].token_ids) == 12
 
@@ -283,7 +283,7 @@ def test_priority_decides_who_goes_first(checkpoint):
 def test_a_trace_is_written(checkpoint, tmp_path):
     from quire.reference.trace import read_trace
 
-    with LLM(str(checkpoint), num_blocks=50, trace=str(tmp_path), trace_redact=True) as llm:
+    with LLM(str(checkpoint), max_model_len=256, num_blocks=50, trace=str(tmp_path), trace_redact=True) as llm:
         llm.generate("the quick", GREEDY)
     read = read_trace(tmp_path / "steps.jsonl")
     assert read.header["model"] == str(checkpoint) and read.header["num_blocks"] == 50 and len(read.steps) >= 12
