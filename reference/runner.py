@@ -28,7 +28,7 @@ from quire.reference.sampling import SamplerState, sample, top_logprobs
 
 Ints = npt.NDArray[np.int64]
 Caches = list[tuple[Tensor, Tensor]]
-PROMPT_LOGITS = 1 << 25  # logits of prompt positions computed at once, in numbers: 128 MiB
+PROMPT_LOGITS = 1 << 24  # logits of prompt positions computed at once, in numbers: 64 MiB
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ class ModelRunner:
     def allocate_kv(self, num_blocks: int, num_host_blocks: int = 0) -> None:
         """Allocate the KV cache: per layer K and V [num_blocks, block_size, kv_heads, head_dim], and the swap space.
 
-        The memory is not cleared; nothing reads a slot before it was written.
+        ``num_blocks`` counts the null block 0. The control plane numbers host blocks from 1 as well, so there is one
+        more of them than can be used. The memory is not cleared; nothing reads a slot before it was written.
         """
         c = self.model.config
 
@@ -101,7 +102,7 @@ class ModelRunner:
 
         self.caches = allocate(num_blocks, self.device, False)
         on_gpu = self.device.type == "cuda"
-        self.host_caches = allocate(num_host_blocks, torch.device("cpu"), on_gpu) if num_host_blocks else []
+        self.host_caches = allocate(num_host_blocks + 1, torch.device("cpu"), on_gpu) if num_host_blocks else []
 
     # ------------------------------------------------------------------------------------------------ forward
 
@@ -157,9 +158,9 @@ class ModelRunner:
         if plan.swap_out:
             self._swap(plan.swap_out, out=True)
         if plan.copies:
-            src, dst, row, index = np.array(plan.copies, np.int64).T
+            src, dst, row, entry = np.array(plan.copies, np.int64).T
             copy_blocks(self.caches, self._tensor(src), self._tensor(dst))
-            self.block_table[row, index] = dst
+            self.block_table[row, entry] = dst
         if plan.swap_in:
             self._swap(plan.swap_in, out=False)
         for s in plan.seqs:
