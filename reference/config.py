@@ -86,14 +86,24 @@ class EngineConfig:
             value = getattr(self, name)
             if value not in get_args(choices):
                 raise ConfigError(name, value, "unknown choice", f"Choose one of {', '.join(get_args(choices))}")
-        for name in ("block_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "num_blocks",
-                     "kv_cache_memory_bytes"):
+        for name in (
+            "block_size",
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "max_model_len",
+            "num_blocks",
+            "kv_cache_memory_bytes",
+        ):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigError(name, value, "not a positive integer", "Give an integer of at least 1")
         if not 0 < self.gpu_memory_utilization <= 1:
-            raise ConfigError("gpu_memory_utilization", self.gpu_memory_utilization, "outside (0, 1]",
-                              "Give the share of the device's memory to use, such as 0.9")
+            raise ConfigError(
+                "gpu_memory_utilization",
+                self.gpu_memory_utilization,
+                "outside (0, 1]",
+                "Give the share of the device's memory to use, such as 0.9",
+            )
         if self.swap_space < 0:
             raise ConfigError("swap_space", self.swap_space, "negative", "Give GiB of host memory, or 0 for none")
         if self.num_blocks == 1:

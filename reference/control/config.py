@@ -28,11 +28,13 @@ class SchedulerConfig:
 
     def __post_init__(self) -> None:
         if self.num_blocks < 2:
-            raise ConfigError("num_blocks", self.num_blocks, "block 0 is the null block, so none is left", "Give at least 2")
+            raise ConfigError(
+                "num_blocks", self.num_blocks, "block 0 is the null block, so none is left", "Give at least 2"
+            )
         if not self.enable_chunked_prefill and self.max_num_batched_tokens < self.max_model_len:
             raise ConfigError(
                 "max_num_batched_tokens",
                 self.max_num_batched_tokens,
-                f"smaller than max_model_len={self.max_model_len}, and without chunked prefill a prompt runs in one step",
+                f"smaller than max_model_len={self.max_model_len}, and without chunked prefill a prompt is one step",
                 "Raise it, lower max_model_len or set enable_chunked_prefill=True",
             )

@@ -19,15 +19,16 @@ MAX_LOGPROBS = 1024  # more per position is a dump of the vocabulary, not a requ
 
 def _number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
     """Check a finite real number within [low, high], or (low, high] with ``open_low``."""
-    bad_type = isinstance(value, bool) or not isinstance(value, Real)
-    if bad_type or not math.isfinite(value) or not (low < value if open_low else low <= value) or value > high:  # type: ignore[arg-type,operator]
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not math.isfinite(number) or not (low < number if open_low else low <= number) or number > high:
         interval = f"{'(' if open_low else '['}{low:g}, {high:g}{']' if math.isfinite(high) else ')'}"
         raise RequestError(name, value, "not a finite number in the allowed range", f"Give a number in {interval}")
 
 
 def _integer(name: str, value: object, low: int, high: int | None = None) -> None:
     """Check an integer that is at least ``low`` and, if given, at most ``high``."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < low or (high is not None and value > high):
+    number = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
+    if number is None or number < low or (high is not None and number > high):
         limit = f"of at least {low}" if high is None else f"from {low} to {high}"
         raise RequestError(name, value, "not an allowed integer", f"Give an integer {limit}")
 
@@ -45,7 +46,9 @@ def _token_ids(name: str, value: Sequence[int] | None) -> tuple[int, ...]:
 def _strings(name: str, value: str | Sequence[str] | None) -> tuple[str, ...]:
     values = () if value is None else (value,) if isinstance(value, str) else tuple(value)
     if any(not isinstance(s, str) or not s for s in values):
-        raise RequestError(name, value, "contains an empty string or something that is no string", "Give non-empty strings")
+        raise RequestError(
+            name, value, "contains an empty string or something that is no string", "Give non-empty strings"
+        )
     return values
 
 
@@ -102,7 +105,9 @@ class SamplingParams:
         if self.best_of is not None:
             _integer("best_of", self.best_of, 1)
             if self.best_of < self.n:
-                raise RequestError("best_of", self.best_of, f"smaller than n={self.n}", "Give best_of ≥ n or leave it out")
+                raise RequestError(
+                    "best_of", self.best_of, f"smaller than n={self.n}", "Give best_of ≥ n or leave it out"
+                )
         _number("presence_penalty", self.presence_penalty, -2, 2)
         _number("frequency_penalty", self.frequency_penalty, -2, 2)
         _number("repetition_penalty", self.repetition_penalty, 0, 100, open_low=True)
@@ -123,15 +128,23 @@ class SamplingParams:
             _number("logit_bias", bias, -100, 100)
         if self.allowed_token_ids is not None:
             if not self.allowed_token_ids:
-                raise RequestError("allowed_token_ids", self.allowed_token_ids, "empty, so no token could be sampled",
-                                   "Give at least one token id or leave it out")
+                raise RequestError(
+                    "allowed_token_ids",
+                    self.allowed_token_ids,
+                    "empty, so no token could be sampled",
+                    "Give at least one token id or leave it out",
+                )
             object.__setattr__(self, "allowed_token_ids", _token_ids("allowed_token_ids", self.allowed_token_ids))
         object.__setattr__(self, "stop", _strings("stop", self.stop))
         object.__setattr__(self, "bad_words", _strings("bad_words", self.bad_words))
         object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
         if self.stop and not self.detokenize:
-            raise RequestError("stop", self.stop, "stop strings are found in the text, and detokenize is False",
-                               "Set detokenize=True or use stop_token_ids")
+            raise RequestError(
+                "stop",
+                self.stop,
+                "stop strings are found in the text, and detokenize is False",
+                "Set detokenize=True or use stop_token_ids",
+            )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SamplingParams:
@@ -139,7 +152,9 @@ class SamplingParams:
         known = sorted(set(cls.__dataclass_fields__) - {"bad_words_token_ids"})
         for name in values:
             if name not in known:
-                raise RequestError(name, values[name], "unknown sampling parameter", f"Known ones are {', '.join(known)}")
+                raise RequestError(
+                    name, values[name], "unknown sampling parameter", f"Known ones are {', '.join(known)}"
+                )
         return cls(**values)
 
     @property

@@ -89,12 +89,12 @@ class Fork:
 
 
 class Copy(NamedTuple):
-    """Copy-on-write: copy block ``src`` to ``dst``; entry ``index`` of ``row``'s block table then names ``dst``."""
+    """Copy-on-write: copy block ``src`` to ``dst``; entry ``entry`` of ``row``'s block table then names ``dst``."""
 
     src: int
     dst: int
     row: int
-    index: int
+    entry: int
 
 
 class Swap(NamedTuple):

@@ -1,12 +1,12 @@
 """What goes into the scheduler (``Request``), what it keeps (``Sequence``) and what comes out (``Event``).
 
-A request is one prompt. It becomes one sequence, or several siblings that share the prompt's blocks: ``n`` / ``best_of``
-parallel samples (told apart by ``stream``) or the beams of a beam search.
+A request is one prompt. It becomes one sequence, or several siblings that share the prompt's blocks: ``n`` or
+``best_of`` parallel samples (told apart by ``stream``), or the beams of a beam search.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from quire.reference.control.params import BeamSearchParams, SamplingParams

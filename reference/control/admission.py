@@ -1,0 +1,72 @@
+"""Admission: the last check before a request enters the scheduler, and the first place that knows all the limits.
+
+What passes here can run to its end: its prompt fits the model, and alone it fits the KV cache. That is what the
+scheduler's promise, that every accepted request ends, rests on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+from quire.reference.control.config import SchedulerConfig
+from quire.reference.control.errors import RequestError
+from quire.reference.control.params import BeamSearchParams, SamplingParams
+from quire.reference.control.request import Request
+from quire.reference.control.sequence import Group
+
+
+def new_group(request: Request, config: SchedulerConfig, known_ids: Container[str], arrival: int) -> Group:
+    """Check a request against the limits. RequestError names the first thing that is wrong with it."""
+    params = request.params
+    prompt_len, max_model_len = len(request.prompt_token_ids), config.max_model_len
+    if request.request_id in known_ids:
+        raise RequestError("request_id", request.request_id, "already in use", "Give each request an id of its own")
+    if prompt_len == 0:
+        raise RequestError("prompt", "", "empty", "Give at least one token")
+    if prompt_len >= max_model_len:
+        raise RequestError(
+            "prompt",
+            f"{prompt_len} tokens",
+            f"with max_model_len={max_model_len} there is no room for an output token",
+            f"Shorten it to at most {max_model_len - 1} tokens",
+        )
+    if isinstance(params, BeamSearchParams):
+        field, width, at_once = "beam_width", params.beam_width, params.beam_width  # beams wait for each other
+    else:
+        field, width, at_once = "n", params.num_sequences, 1  # parallel samples may take turns
+    if width > config.max_num_seqs:
+        raise RequestError(
+            field,
+            width,
+            f"more sequences than max_num_seqs={config.max_num_seqs}",
+            "Ask for fewer or raise max_num_seqs",
+        )
+
+    max_len = max_model_len if params.max_tokens is None else min(prompt_len + params.max_tokens, max_model_len)
+    # What has to be in the cache at the same time must fit. A sequence's last token is never read: it needs no slot.
+    capacity = (config.num_blocks - 1) // at_once * config.block_size
+    if max_len - 1 > capacity:
+        room = capacity + 1 - prompt_len
+        raise RequestError(
+            "max_tokens",
+            params.max_tokens,
+            f"a prompt of {prompt_len} tokens and {max_len - prompt_len} output tokens"
+            + (f" for each of {at_once} beams" if at_once > 1 else "")
+            + f" do not fit into {config.num_blocks - 1} KV blocks of {config.block_size} tokens",
+            f"Lower max_tokens to {room} or raise the KV cache's size" if room > 0 else "Raise the KV cache's size",
+        )
+
+    group = Group(request, arrival=arrival, max_len=max_len, params=_sequence_params(params))
+    group.stop_ids = (*(() if params.ignore_eos else request.eos_token_ids), *(params.stop_token_ids or ()))
+    if isinstance(params, SamplingParams):
+        group.num_unforked = params.num_sequences - 1
+        if params.prompt_logprobs is not None:
+            group.prompt_logprobs = [None] * prompt_len
+    return group
+
+
+def _sequence_params(params: SamplingParams | BeamSearchParams) -> SamplingParams:
+    """What the runner is told: a beam asks for its likeliest next tokens, which the host then chooses among."""
+    if isinstance(params, SamplingParams):
+        return params
+    return SamplingParams(temperature=0.0, max_tokens=params.max_tokens, logprobs=2 * params.beam_width)

@@ -1,0 +1,439 @@
+"""Scheduler: turns requests into step plans, and step results into events.
+
+There is no prefill phase and no decode phase. A sequence has tokens whose K/V is not computed yet, a step has a budget
+of tokens, and the scheduler hands the budget out: running sequences first, in order of their keys, then waiting ones.
+When blocks run out, the last running sequence gives its blocks back and waits again (preemption). Since the first one
+can always take blocks from all others, it always advances, and so every request ends.
+
+Plans are made by lengths alone, so ``schedule`` may be called again before ``update`` has seen the last plan's result
+(run-ahead). Three things keep that safe: the plans execute in order on one stream; an admission is counted (``epoch``),
+so that a result which comes too late is recognised; and a preempted sequence with a token in flight waits for it.
+
+A row is given back by the plan *after* its last one, so that no plan ends a row that it still uses, for instance as the
+parent of a fork.
+
+Source: iteration-level scheduling is Orca's (OSDI 2022), chunked prefill Sarathi's (2023), the phase-free form vLLM's.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import insort
+
+from quire.reference.control import beam
+from quire.reference.control.admission import new_group
+from quire.reference.control.config import SchedulerConfig
+from quire.reference.control.kv_manager import KVManager
+from quire.reference.control.params import BeamSearchParams
+from quire.reference.control.plan import Copy, Fork, NewSeq, SeqPlan, StepPlan, StepResult
+from quire.reference.control.request import Event, FinishReason, Request, SchedulerStats
+from quire.reference.control.sequence import Group, Sequence, Status
+
+
+class Scheduler:
+    """Continuous batching over one KV manager. Not thread-safe: one owner calls all methods."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.config = config
+        self.kv = KVManager(config.num_blocks, config.block_size, config.num_host_blocks, config.enable_prefix_caching)
+        self.groups: dict[str, Group] = {}
+        self.sequences: dict[int, Sequence] = {}  # by seq_id
+        self.running: list[Sequence] = []  # sorted by key: the last one is the first victim
+        self.waiting: list[
+            tuple[tuple[int, int, int], Sequence]
+        ] = []  # heap by key; finished ones are skipped when met
+        self._to_fork: list[Group] = []
+        self._free_rows = list(range(config.max_num_seqs))[::-1]
+        self._ended_rows: list[int] = []  # to be given back by the next plan
+        self._num_plans = self._num_requests = self._num_sequences = 0
+        self._steps_in_flight = 0
+        self._num_preemptions = self._num_swapped_out = self._num_swapped_in = 0
+        self._prefix_queries = self._prefix_hits = 0
+
+    # --- requests -----------------------------------------------------------------------------------------------------
+
+    def add(self, request: Request) -> None:
+        """Accept a request; it starts when there is room. RequestError, and nothing changed, if it could never run."""
+        group = new_group(request, self.config, self.groups, self._num_requests)
+        self._num_requests += 1
+        self.groups[request.request_id] = group
+        self._enqueue(self._new_sequence(group, 0, request.prompt_token_ids))
+
+    def abort(self, request_id: str) -> list[Event]:
+        """Stop a request wherever it is; its blocks are free at once. Unknown or finished ones are ignored."""
+        group = self.groups.get(request_id)
+        if group is None:
+            return []
+        if isinstance(group.request.params, BeamSearchParams):
+            events = [Event(request_id, 0, [], finish_reason="abort", beams=[])]
+        else:
+            unforked = range(1, 1 + group.num_unforked)
+            indices = [*(seq.index for seq in group.sequences), *unforked]
+            events = [Event(request_id, index, [], finish_reason="abort") for index in indices]
+        group.num_unforked = 0
+        for seq in list(group.sequences):
+            self._finish(seq)
+        self.groups.pop(request_id, None)  # still there if only siblings were left that had not been forked yet
+        return events
+
+    def finish(self, request_id: str, index: int) -> None:
+        """End one sequence early, for a reason the scheduler cannot see, such as a stop string in its text."""
+        group = self.groups.get(request_id)
+        for seq in list(group.sequences) if group else ():
+            if seq.index == index:
+                self._finish(seq)
+
+    def has_unfinished(self) -> bool:
+        return bool(self.groups)
+
+    # --- planning -----------------------------------------------------------------------------------------------------
+
+    def schedule(self) -> StepPlan | None:
+        """The next step's plan, or None if nothing can be done before a pending result has come (or at all)."""
+        plan = StepPlan(self._num_plans, ends=self._ended_rows)
+        self._free_rows += self._ended_rows
+        self._ended_rows = []
+        self._fork(plan)
+        preempted = self._num_preemptions
+        budget = self._schedule_running(plan)
+        if self._num_preemptions == preempted:  # else the freed blocks are for those that lacked them
+            self._schedule_waiting(plan, budget)
+            if not plan.seqs and not self._steps_in_flight and self.waiting and self.running:
+                # Only beams hold rows here, each waiting for a sibling that waits for room. The youngest makes it.
+                self._preempt(self.running.pop(), plan)
+        if not (plan.seqs or plan.forks or self._num_preemptions > preempted):
+            self._ended_rows = plan.ends  # they can wait for a plan that does something
+            del self._free_rows[len(self._free_rows) - len(plan.ends) :]
+            return None
+        self._num_plans += 1
+        self._steps_in_flight += 1
+        return plan
+
+    def _fork(self, plan: StepPlan) -> None:
+        """Create the siblings of sequences whose prompt is planned, and the children of beams that were chosen."""
+        groups, self._to_fork = self._to_fork, []
+        for group in groups:
+            if isinstance(group.request.params, BeamSearchParams):
+                for seq in list(group.sequences):
+                    self._fork_beam(plan, seq)
+                continue
+            prompt = group.request.prompt_token_ids
+            first = next((s for s in group.sequences if s.index == 0), None)
+            for index in range(1, 1 + group.num_unforked):
+                self._fork_sequence(plan, first, self._new_sequence(group, index, prompt), None)
+            group.num_unforked = 0
+
+    def _fork_beam(self, plan: StepPlan, seq: Sequence) -> None:
+        """Give a chosen beam its token; each further choice becomes a child."""
+        length, group = len(seq.tokens), seq.group
+        for token, total in seq.choices[1:]:
+            child = self._new_sequence(group, group.next_index, [*seq.tokens, token])
+            child.cumulative_logprob = total
+            group.next_index += 1
+            self._fork_sequence(plan, seq, child, token)
+        token, seq.cumulative_logprob = seq.choices[0]
+        seq.choices, seq.blocked = [], False
+        seq.tokens.append(token)
+        seq.target = len(seq.tokens)
+        if seq.status is Status.RUNNING:
+            plan.forks.append(Fork(seq.row, seq.row, seq.seq_id, length, seq.index, seq.params, token))
+        else:
+            self._enqueue(seq)
+
+    def _fork_sequence(self, plan: StepPlan, parent: Sequence | None, child: Sequence, token: int | None) -> None:
+        """Let ``child`` share the blocks of ``parent``, or wait like a new sequence if that is gone or rows are."""
+        if parent is None or parent.status is not Status.RUNNING or not self._free_rows:
+            self._enqueue(child)
+            return
+        length = len(child.tokens) - (token is not None)
+        child.table = self.kv.fork(parent.table, length)
+        child.planned = length
+        self._start(child)
+        plan.forks.append(Fork(child.row, parent.row, child.seq_id, length, child.index, child.params, token))
+
+    def _schedule_running(self, plan: StepPlan) -> int:
+        """Plan running sequences in order of their keys; returns the budget that is left."""
+        budget, running, reserve = self.config.max_num_batched_tokens, self.running, self.kv.reserve
+        i = 0
+        while i < len(running) and budget > 0:
+            seq = running[i]
+            i += 1
+            target = seq.target
+            if seq.blocked or target >= seq.max_len:
+                continue  # its next length is not known yet, or its last token is in flight
+            start = seq.planned
+            n = target - start
+            num_drafts = 0
+            if n == 1:
+                if seq.num_drafts:
+                    num_drafts = max(0, min(seq.num_drafts, seq.max_len - target - 1, budget - 1))
+                    n += num_drafts
+            elif n == 0:  # a fork: all K/V is there, the last position's logits are missing
+                self._plan_sequence(plan, seq, start - 1, start, 0, [], write=False)
+                budget -= 1
+                continue
+            elif n > budget:
+                n = budget
+            while (grant := reserve(seq.table, start, n)) is None:
+                # Later ones in the order are not planned yet: nothing has to be taken out of the plan again.
+                victim = running.pop()
+                self._preempt(victim, plan)
+                if victim is seq:
+                    return budget
+            for src, dst, index in grant.copies:
+                plan.copies.append(Copy(src, dst, seq.row, index))
+            self._plan_sequence(plan, seq, start, start + n, num_drafts, grant.new_blocks)
+            budget -= n
+        return budget
+
+    def _schedule_waiting(self, plan: StepPlan, budget: int) -> None:
+        """Admit waiting sequences in order of their keys. The first that does not fit stops it: nobody is overtaken."""
+        waiting = self.waiting
+        while waiting and budget > 0 and self._free_rows:
+            seq = waiting[0][1]
+            if seq.status is Status.FINISHED:
+                heapq.heappop(waiting)
+                continue
+            if not self.config.enable_chunked_prefill and seq.target - seq.planned > budget:
+                break
+            group = seq.group
+            if seq.table.host_blocks:
+                admission = self.kv.swap_in(seq.table, seq.planned, seq.target, budget)
+            else:
+                # Prompt log-probabilities need the logits of every prompt position, so these must be computed.
+                use_cache = group.prompt_logprobs is None or group.prompt_logprobs_sent or seq.index > 0
+                admission = self.kv.admit(seq.table, seq.tokens, budget, use_cache)
+            if admission is None:
+                break
+            heapq.heappop(waiting)
+            start, end, write, blocks, swap_in = admission
+            self._start(seq)
+            if seq.epoch == 1:
+                num_cached = start if write else end
+                self._prefix_queries += seq.prompt_len
+                self._prefix_hits += num_cached
+                if seq.index == 0:
+                    group.num_cached_tokens = num_cached
+            plan.starts.append(
+                NewSeq(
+                    seq.row, seq.seq_id, list(seq.tokens), seq.prompt_len, seq.params, group.request.seed, seq.index,
+                    seq.stop_ids,
+                )
+            )  # fmt: skip
+            plan.swap_in += swap_in
+            self._num_swapped_in += len(swap_in)
+            self._plan_sequence(plan, seq, start, end, 0, blocks, write)
+            budget -= end - start
+
+    def _plan_sequence(
+        self,
+        plan: StepPlan,
+        seq: Sequence,
+        start: int,
+        end: int,
+        num_drafts: int,
+        blocks: list[int],
+        write: bool = True,
+    ) -> None:
+        """Put positions ``start .. end - 1`` into the plan and move the sequence's planned lengths on."""
+        samples = end - num_drafts == seq.target
+        plan.seqs.append(
+            SeqPlan(seq.row, seq.seq_id, seq.epoch, start, end - start, num_drafts, blocks, samples, write)
+        )
+        seq.planned, seq.num_drafts = end, 0
+        if samples:
+            seq.in_flight += 1
+            seq.target = end + 1  # with drafts the upper bound
+            group = seq.group
+            if group.num_unforked:
+                self._to_fork.append(group)
+            seq.blocked = num_drafts > 0 or isinstance(group.request.params, BeamSearchParams)
+
+    # --- rows and status ----------------------------------------------------------------------------------------------
+
+    def _new_sequence(self, group: Group, index: int, tokens: list[int]) -> Sequence:
+        request = group.request
+        priority = request.priority if self.config.policy == "priority" else 0
+        seq = Sequence(
+            seq_id=self._num_sequences,
+            group=group,
+            index=index,
+            params=group.params,
+            key=(priority, group.arrival, index),
+            tokens=list(tokens),
+            prompt_len=len(request.prompt_token_ids),
+            max_len=group.max_len,
+            stop_ids=group.stop_ids,
+            table=self.kv.new_table(request.cache_salt),
+        )
+        self._num_sequences += 1
+        group.sequences.append(seq)
+        self.sequences[seq.seq_id] = seq
+        return seq
+
+    def _enqueue(self, seq: Sequence) -> None:
+        heapq.heappush(self.waiting, (seq.key, seq))
+
+    def _start(self, seq: Sequence) -> None:
+        """Give a sequence a row; a new epoch begins."""
+        seq.row = self._free_rows.pop()
+        seq.epoch += 1
+        seq.status = Status.RUNNING
+        insort(self.running, seq, key=_key)
+
+    def _preempt(self, seq: Sequence, plan: StepPlan) -> None:
+        """Take row and blocks from a sequence (already off ``running``) that is not planned in this plan."""
+        self._num_preemptions += 1
+        self._ended_rows.append(seq.row)
+        seq.row, seq.status, seq.num_drafts = -1, Status.WAITING, 0
+        swaps = None
+        if self.config.preemption_mode == "swap":
+            swaps = self.kv.swap_out(seq.table, seq.planned)
+        if swaps is None:  # by recompute, or the swap space is full
+            self.kv.release(seq.table)
+            seq.planned = 0
+        else:
+            plan.swap_out += swaps
+            self._num_swapped_out += len(swaps)
+        if not seq.in_flight and not seq.blocked:  # else it is queued when that is over
+            self._enqueue(seq)
+
+    def _finish(self, seq: Sequence) -> None:
+        """Forget a sequence: row and blocks go back, whatever is still in flight for it will be dropped."""
+        if seq.status is Status.RUNNING:
+            self._ended_rows.append(seq.row)
+            self.running.remove(seq)
+        self.kv.release(seq.table)
+        seq.status = Status.FINISHED
+        del self.sequences[seq.seq_id]
+        group = seq.group
+        group.sequences.remove(seq)
+        if not group.sequences and not group.num_unforked:
+            del self.groups[group.request.request_id]
+
+    # --- results ------------------------------------------------------------------------------------------------------
+
+    def update(self, plan: StepPlan, result: StepResult) -> list[Event]:
+        """Take in what a step brought: append tokens, publish full blocks, stop what has ended."""
+        if result.step != plan.step:
+            raise ValueError(f"the result of step {result.step} was given for the plan of step {plan.step}")
+        self._steps_in_flight -= 1
+        events: list[Event] = []
+        logprobs, commit = result.logprobs, self.kv.commit
+        for i, (planned, tokens) in enumerate(zip(plan.seqs, result.tokens, strict=True)):
+            seq = self.sequences.get(planned.seq_id)
+            if seq is None:
+                continue  # it ended meanwhile: a stop found one step late, or an abort
+            if i in result.prompt_logprobs:
+                self._keep_prompt_logprobs(seq.group, *result.prompt_logprobs[i])
+            if seq.epoch != planned.epoch:
+                continue  # a prompt chunk of an admission that was preempted; it has started anew since
+            verified = planned.start + planned.n
+            if planned.samples:
+                seq.in_flight -= 1
+                if isinstance(seq.group.request.params, BeamSearchParams):
+                    commit(seq.table, seq.tokens, verified)
+                    seq.candidates = logprobs[i][0]
+                    seq.target = len(seq.tokens)
+                    self._advance_beams(seq.group, events)
+                    continue
+                if planned.n_draft:
+                    verified -= planned.n_draft + 1 - len(tokens)  # rejected drafts come off the length again
+                    seq.planned = min(seq.planned, verified)
+                    seq.blocked = False
+                event = self._append(seq, tokens)
+                if i in logprobs:
+                    event.logprobs = logprobs[i][: len(event.token_ids)]
+                events.append(event)
+                seq.target = len(seq.tokens) + seq.in_flight
+                # A step launched meanwhile takes its drafts from the runner's newer state, not from this result.
+                seq.num_drafts = 0 if seq.in_flight else len(result.drafts.get(i, ()))
+                commit(seq.table, seq.tokens, verified)
+                if event.finish_reason is not None:
+                    self._finish(seq)
+                elif seq.status is Status.WAITING and not seq.in_flight:
+                    seq.num_drafts = 0  # its row, and the drafts in it, are gone
+                    self._enqueue(seq)
+            else:
+                commit(seq.table, seq.tokens, verified)
+        return events
+
+    def _append(self, seq: Sequence, tokens: list[int]) -> Event:
+        """Append tokens up to the first stop, and say so."""
+        group, history, stop_ids = seq.group, seq.tokens, seq.stop_ids
+        event = Event(group.request.request_id, seq.index, tokens)
+        for count, token in enumerate(tokens, 1):
+            history.append(token)
+            if token in stop_ids and len(history) - seq.prompt_len >= seq.params.min_tokens:
+                event.finish_reason = "stop"
+                event.stop_reason = None if token in group.request.eos_token_ids else token
+            elif len(history) >= seq.max_len:
+                event.finish_reason = "length"
+            if event.finish_reason is not None:
+                event.token_ids = tokens[:count]
+                break
+        if seq.index == 0 and not group.prompt_logprobs_sent:
+            group.prompt_logprobs_sent = True
+            event.prompt_logprobs = group.prompt_logprobs
+            event.num_cached_tokens = group.num_cached_tokens
+        return event
+
+    def _keep_prompt_logprobs(self, group: Group, first: int, entries: list) -> None:  # type: ignore[type-arg]
+        if group.prompt_logprobs is not None:
+            group.prompt_logprobs[first : first + len(entries)] = entries
+
+    def _advance_beams(self, group: Group, events: list[Event]) -> None:
+        """Once every beam of the group has reported: choose who lives on (forked by the next plan) and who ends."""
+        params = group.request.params
+        assert isinstance(params, BeamSearchParams)
+        if any(seq.candidates is None for seq in group.sequences):
+            return
+        if beam.advance(group.sequences, params, group.completed):
+            best = group.completed
+            reason: FinishReason = best[0].finish_reason
+            events.append(
+                Event(
+                    group.request.request_id, 0, [], num_cached_tokens=group.num_cached_tokens, finish_reason=reason,
+                    beams=best,
+                )
+            )  # fmt: skip
+            for seq in list(group.sequences):
+                self._finish(seq)
+            return
+        for seq in [s for s in group.sequences if not s.choices]:
+            self._finish(seq)
+        self._to_fork.append(group)
+
+    # --- inspection ---------------------------------------------------------------------------------------------------
+
+    def reset_prefix_cache(self) -> None:
+        """Forget all cached prefixes; running requests are not disturbed."""
+        self.kv.reset_prefix_cache()
+
+    def stats(self) -> SchedulerStats:
+        """A snapshot. Costs a walk over the running sequences: ask once per step at most."""
+        kv = self.kv
+        tails: dict[int, int] = {}  # unused slots of each table's last blocks, a shared tail counted once
+        for seq in self.running:
+            unused = len(seq.table.blocks) * kv.block_size - seq.planned
+            last = seq.table.blocks[-1] if seq.table.blocks else 0
+            tails[last] = min(unused, tails.get(last, unused))
+        return SchedulerStats(
+            num_running=len(self.running),
+            num_waiting=len(self.sequences) - len(self.running),
+            blocks_total=kv.pool.num_blocks,
+            blocks_used=kv.pool.num_used,
+            blocks_shared=kv.pool.total_refs - kv.pool.num_used,
+            slots_used=kv.pool.num_used * kv.block_size - sum(tails.values()),
+            host_blocks_used=kv.host_pool.num_used,
+            prefix_queries=self._prefix_queries,
+            prefix_hits=self._prefix_hits,
+            num_preemptions=self._num_preemptions,
+            num_copies=kv.num_copies,
+            num_swapped_out=self._num_swapped_out,
+            num_swapped_in=self._num_swapped_in,
+        )
+
+
+def _key(seq: Sequence) -> tuple[int, int, int]:
+    return seq.key

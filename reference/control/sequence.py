@@ -1,0 +1,99 @@
+"""Sequence and Group: what the scheduler remembers about a request while it is being served.
+
+A sequence is described by lengths, so that the scheduler can plan ahead of the tokens::
+
+    tokens     known on the host: the prompt, then what came back
+    target     tokens that will exist once every launched step is back  (len(tokens) + what is in flight)
+    planned    positions whose K/V is computed, or will be by a launched step
+
+``planned < target`` means work to do: a prompt chunk if the difference is large, a decode step if it is one. There is
+no prefill phase and no decode phase.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from quire.reference.control.kv_manager import BlockTable
+from quire.reference.control.params import SamplingParams
+from quire.reference.control.plan import Logprobs
+from quire.reference.control.request import Beam, Request
+
+
+class Status(Enum):
+    """Waiting: has no row (never had, or was preempted). Running: has a row. Finished: gone from the scheduler."""
+
+    WAITING = auto()
+    RUNNING = auto()
+    FINISHED = auto()
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One token sequence of a request.
+
+    index        its stream: which of the request's siblings
+    key          order of service: (priority, arrival, index); the largest is preempted first
+    max_len      longest it may get, prompt included
+    stop_ids     token ids that end it
+    row          the runner's slot while running, else -1
+    epoch        number of admissions so far; a result from an earlier epoch is stale
+    in_flight    launched steps that will bring it tokens
+    num_drafts   drafts that the proposer offers for the next step
+    blocked      may not be planned now: its length depends on drafts in flight, or it is a beam awaiting its siblings
+    candidates   of a beam that has reported: its likeliest next tokens
+    choices      of a beam that goes on: (token, cumulative log-probability) for it and the children it forks
+    """
+
+    seq_id: int
+    group: Group
+    index: int
+    params: SamplingParams
+    key: tuple[int, int, int]
+    tokens: list[int]
+    prompt_len: int
+    max_len: int
+    stop_ids: tuple[int, ...]
+    table: BlockTable
+    status: Status = Status.WAITING
+    row: int = -1
+    epoch: int = 0
+    planned: int = 0
+    target: int = 0
+    in_flight: int = 0
+    num_drafts: int = 0
+    blocked: bool = False
+    cumulative_logprob: float = 0.0
+    candidates: Logprobs | None = None
+    choices: list[tuple[int, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.target = len(self.tokens)
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """All sequences of one request, and what they share.
+
+    arrival        number of the request, for the order of service
+    max_len, params, stop_ids   what each sequence of it gets
+    sequences      the live ones
+    num_unforked   siblings that still have to be forked off stream 0 once its prompt is planned
+    next_index     stream number for the next forked beam
+    prompt_logprobs  by position, as far as known (None where unknown, and for the first token)
+    completed      finished hypotheses of a beam search
+    """
+
+    request: Request
+    arrival: int
+    max_len: int
+    params: SamplingParams
+    stop_ids: tuple[int, ...] = ()
+    sequences: list[Sequence] = field(default_factory=list)
+    num_unforked: int = 0
+    next_index: int = 1
+    num_cached_tokens: int = 0
+    prompt_logprobs: list[Logprobs | None] | None = None
+    prompt_logprobs_sent: bool = False
+    completed: list[Beam] = field(default_factory=list)
