@@ -78,11 +78,14 @@ def alone(prompt, n, params, seed=0, stream=0):
 class Bench:
     """A runner with somebody to hand out its blocks: just enough of a scheduler to write plans by hand."""
 
-    def __init__(
-        self, model=None, rows=6, num_blocks=60, host_blocks=20, seed=0, dtype=torch.float64, max_model_len=64
-    ):
+    def __init__(self, model=None, rows=6, num_blocks=60, seed=0, dtype=torch.float64, max_model_len=64, device="cpu"):
         self.runner = ModelRunner(
-            model or MemoryModel(), max_num_seqs=rows, max_model_len=max_model_len, block_size=BLOCK, dtype=dtype
+            model or MemoryModel(),
+            max_num_seqs=rows,
+            max_model_len=max_model_len,
+            block_size=BLOCK,
+            device=device,
+            dtype=dtype,
         )
         self.runner.allocate_kv(num_blocks, num_host_blocks=20)
         for caches in (self.runner.caches, self.runner.host_caches):
@@ -375,8 +378,12 @@ def test_what_a_plan_may_not_ask():
 # ---------------------------------------------------------------------------------------------------------- real model
 
 
-def test_a_real_model_writes_what_transformers_writes(tmp_path):
-    """A tiny random Llama: chunked prompts, mixed batch, shuffled blocks of NaN; greedy tokens as by generate()."""
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_real_model_writes_what_transformers_writes(tmp_path, device):
+    """A tiny random Llama: chunked prompts, mixed batch, a fork, a swap, blocks of NaN; greedy tokens as generate()."""
     transformers = pytest.importorskip("transformers")
     from quire.reference.models import load_model
 
@@ -388,14 +395,29 @@ def test_a_real_model_writes_what_transformers_writes(tmp_path):
     )  # fmt: skip
     theirs = transformers.LlamaForCausalLM(config).eval()
     theirs.save_pretrained(tmp_path)
-    model = load_model(tmp_path, dtype="float32", device="cpu", ops=ops)
-    bench = Bench(model, dtype=torch.float32)
+    model = load_model(tmp_path, dtype="float32", device=device, ops=ops)
+    bench = Bench(model, dtype=torch.float32, device=device)
     batch = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [42], [90, 80, 70, 60, 50]]
     news = [new_seq(row, prompt) for row, prompt in enumerate(batch)]
     bench.step([(0, 0, 5, False), (1, 0, 1), (2, 0, 2, False)], starts=news)
     bench.step([(1, 1), (0, 5, 4), (2, 2, 3)])
-    for i in range(8):
+    for i in range(4):
         bench.step([(0, 9 + i), (2, 5 + i), (1, 2 + i)])
-    for row, prompt in enumerate(batch):
-        want = theirs.generate(torch.tensor([prompt]), max_new_tokens=9, do_sample=False)[0].tolist()
-        assert bench.runner.tokens[row, : len(want)].tolist() == want
+    # Row 3 goes on from row 0 (13 tokens, 14 with the one that is not computed yet); row 2 moves to the host and back.
+    bench.tables[3] = list(bench.tables[0])
+    last = int(bench.runner.tokens[0, 13])
+    out = [Swap(device, host + 1) for host, device in enumerate(bench.tables[2])]
+    tokens, copies = bench.runner.tokens[2, :10].tolist(), [copy_on_write(bench, 3, 3)]
+    forks = [Fork(3, 0, 3, 13, 0, GREEDY, token=last)]
+    bench.step([(3, 13), (1, 6)], forks=forks, copies=copies, swap_out=out, ends=[2])
+    back = [bench.free.pop(0) for _ in out]
+    bench.tables[2] = list(back)
+    plan = SeqPlan(2, 2, 0, 9, 1, 0, back, samples=True)
+    starts = [new_seq(2, tokens, prompt_len=5)]
+    bench.step([(0, 13), plan], starts=starts, swap_in=[Swap(d, s.host) for d, s in zip(back, out)])
+    for i in range(3):
+        bench.step([(0, 14 + i), (3, 14 + i), (2, 10 + i), (1, 7 + i)])
+    for row, prompt in enumerate([*batch, batch[0]]):
+        got = bench.runner.tokens[row, : bench.runner.row_len[row]].tolist()
+        want = theirs.generate(torch.tensor([prompt]), max_new_tokens=len(got) - len(prompt), do_sample=False)
+        assert got == want[0].tolist() and len(got) > len(prompt) + 7

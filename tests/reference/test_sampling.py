@@ -32,7 +32,7 @@ class Row:
         self.params = SamplingParams(**{"max_tokens": 100, **params})
 
 
-def run(batch, spread=1):
+def run(batch, spread=1, device="cpu"):
     """Sample ``batch``; with ``spread`` the rows of the state lie apart and out of order."""
     vocab = len(batch[0].logits)
     state = SamplerState(len(batch) * spread, vocab)
@@ -44,7 +44,7 @@ def run(batch, spread=1):
         state.start(i, r.params, prompt_len=len(r.prompt), seed=r.seed, stream=r.stream, stop_ids=STOP)
     lengths = np.array([len(r.prompt) + len(r.output) for r in batch])
     masks = {i: np.array(r.mask) for i, r in enumerate(batch) if r.mask is not None}
-    logits = torch.tensor([r.logits for r in batch])
+    logits = torch.tensor([r.logits for r in batch], device=device)
     before = logits.clone()
     chosen = sample(logits, state, rows, lengths, tokens, masks)
     assert torch.equal(logits, before), "raw logits are not touched: logprobs still need them"
@@ -332,6 +332,29 @@ def test_thresholds_and_logprobs_are_bitwise_the_same_alone(vocab):
         one = slice(i, i + 1)
         assert torch.equal(together[one], thresholds(scores[one], top_k[one], top_p[one], log_min_p[one])), i
         assert entries[one] == top_logprobs(scores[one], ids[one], counts[one]), i
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_another_device_chooses_the_same():
+    """Logits without near ties, so that a last bit does not matter."""
+    batch = [
+        Row((torch.randperm(512) / 32).tolist(), [1, 2], [3, 3], seed=i, mask=[t % 5 > 0 for t in range(512)], **p)
+        for i, p in enumerate(
+            [
+                {},
+                {"temperature": 0.7, "top_p": 0.95},
+                {"top_k": 30, "top_p": 0.5, "logit_bias": {4: 3.0}},
+                {"min_p": 0.2, "repetition_penalty": 1.3},
+                {"temperature": 0, "presence_penalty": 0.3, "frequency_penalty": 0.1},
+                {"temperature": 0, "min_tokens": 5, "bad_words_token_ids": ((3, 9),)},
+            ]
+        )
+    ]
+    assert run(batch, device="cuda") == run(batch)
+    logits = torch.tensor([r.logits for r in batch])
+    ids = torch.arange(len(batch))
+    for a, b in zip(top_logprobs(logits, ids, [4] * 6), top_logprobs(logits.cuda(), ids.cuda(), [4] * 6)):
+        assert a.token_ids == b.token_ids and a.rank == b.rank and a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
 
 
 def test_parameters_that_are_off_touch_nothing():
