@@ -77,12 +77,29 @@ class LLM:
         *,
         use_tqdm: bool = True,
         priority: int | Sequence[int] | None = None,
-        **template_args: Any,
+        tools: Sequence[Any] | None = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template_kwargs: dict[str, Any] | None = None,
     ) -> list[RequestOutput]:
-        """Answer a conversation, or each of several. ``template_args`` are those of ``render_chat``."""
+        """Answer a conversation, or each of several.
+
+        tools                   descriptions of functions that the model may call, for the template
+        chat_template           Jinja source, instead of the tokenizer's own
+        add_generation_prompt   let the assistant speak next; or, instead, continue_final_message: go on with its last
+        chat_template_kwargs    further variables for the template
+        """
         if not messages:
             raise RequestError("messages", messages, "no conversation", "Give a list of messages")
         conversations: Sequence[Any] = [messages] if isinstance(messages[0], Mapping) else messages
+        template_args = {
+            "tools": tools,
+            "chat_template": chat_template,
+            "add_generation_prompt": add_generation_prompt and not continue_final_message,
+            "continue_final_message": continue_final_message,
+            "chat_template_kwargs": chat_template_kwargs,
+        }
         prompts = [self.render_chat(c, **template_args) for c in conversations]
         return self._run_to_end(self._prepare(prompts, sampling_params, priority), use_tqdm)
 
@@ -121,8 +138,7 @@ class LLM:
     def render_chat(self, messages: Sequence[Message], **template_args: Any) -> dict[str, Any]:
         """A conversation as a prompt for ``generate`` or ``stream``: its text and its token ids.
 
-        Arguments: tools, chat_template, add_generation_prompt=True, continue_final_message=False, chat_template_kwargs.
-        The template writes the special tokens itself, so none are added.
+        ``template_args`` are those of ``chat``. The template writes the special tokens itself, so none are added.
         """
         tokenizer = self.get_tokenizer()
         text = render_chat(tokenizer, messages, **template_args)

@@ -40,7 +40,8 @@ QUESTIONS = (
     "How old is the Eiffel Tower?",
 )
 STORY = 6  # this one is asked for three times over
-BUDGET = 160  # tokens per step
+SETTINGS = {"max_num_batched_tokens": 160}  # so that prompts come in over several steps
+POCKET = {"num_blocks": 257}  # 4,096 tokens: small enough to see it fill
 
 
 @dataclass
@@ -81,7 +82,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     console = Console()
     began = time.perf_counter()
-    with LLM(**({"max_num_batched_tokens": BUDGET} | engine_args(arguments))) as llm:
+    given = engine_args(arguments)
+    own_size = given.keys() & {"model", "block_size", "kv_cache_memory_bytes", "gpu_memory_utilization"}
+    with LLM(**(SETTINGS | ({} if own_size else POCKET) | given)) as llm:
         start_s = time.perf_counter() - began
         greedy = SamplingParams(temperature=0, max_tokens=arguments.max_tokens)
         params = [greedy] * len(QUESTIONS)

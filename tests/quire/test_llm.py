@@ -206,6 +206,8 @@ def test_chat_uses_the_template(llm):
                       chat_template_kwargs={"mood": "!"})  # fmt: skip
     assert custom[0].prompt == "hello !"
     assert llm.render_chat(talk, add_generation_prompt=False)["prompt"].endswith("hello<|end|>\n")
+    begun = [*talk, {"role": "assistant", "content": "Well,"}]
+    assert llm.chat(begun, GREEDY, continue_final_message=True)[0].prompt.endswith("assistant\nWell,")
 
 
 def test_beam_search(llm):
