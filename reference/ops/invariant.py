@@ -88,49 +88,51 @@ def attention(
         g, n, length = group.mask.shape
         steps = length // KEY_TILE
         queries = _fold(q.index_select(0, group.rows).float().view(g, n, kv_heads, share, dim), rows)
-        tiles = queries.shape[0] // (g * kv_heads)  # tiles of query rows per sequence and K/V head
-        keys, values = (_key_tiles(group.gather(cache).float(), tiles) for cache in (k_cache, v_cache))
+        tiles = queries.shape[2]  # tiles of query rows per sequence and K/V head
+        shape = steps, g, kv_heads, tiles, rows  # every product below is one of [rows, D] or [rows, KEY_TILE] each
+        keys, values = (_key_tiles(cache, group.slots.view(g, steps, KEY_TILE), tiles) for cache in (k_cache, v_cache))
 
-        scores = torch.stack([torch.bmm(queries, tile.transpose(1, 2)) for tile in keys], dim=2) * scale
+        scores = torch.bmm(queries.expand(*shape, dim).reshape(-1, rows, dim), keys.transpose(1, 2)).mul_(scale)
         if soft_cap is not None:
             scores = soft_cap * torch.tanh(scores / soft_cap)
-        unseen = _fold(~group.mask.view(g, n, 1, 1, length).expand(-1, -1, kv_heads, share, -1), rows)
-        scores = scores.masked_fill(unseen.view(-1, rows, steps, KEY_TILE), -torch.inf)
-        weights = torch.exp(scores - scores.amax((2, 3), keepdim=True))
+        unseen = _fold(~group.mask.view(g, n, 1, 1, length).expand(-1, -1, -1, share, -1), rows)
+        unseen = unseen.unflatten(-1, (steps, KEY_TILE)).movedim(-2, 0)
+        scores = scores.view(*shape, KEY_TILE).masked_fill_(unseen, -torch.inf)
+        weights = scores.sub_(scores.amax((0, -1), keepdim=True)).exp_()
 
-        total = torch.zeros(*queries.shape[:2], 1, device=q.device)
-        mixed = torch.zeros_like(queries)
-        for weight, tile in zip(weights.unbind(2), values):
-            weight = weight.contiguous()
-            total = total + weight.sum(-1, keepdim=True)
-            mixed = mixed + torch.bmm(weight, tile)
-        mixed = _unfold(mixed / total, g, n, kv_heads, share)
-        out.index_copy_(0, group.rows, mixed.to(q.dtype))
+        parts = torch.bmm(weights.view(-1, rows, KEY_TILE), values).view(*shape, dim)
+        total, mixed = torch.zeros(*shape[1:], 1, device=q.device), torch.zeros_like(queries)
+        for part, weight in zip(parts, weights):  # one tile after the other: the order of this sum is the point
+            total += weight.sum(-1, keepdim=True)
+            mixed += part
+        out.index_copy_(0, group.rows, _unfold(mixed / total, n, share).to(q.dtype))
     return out
 
 
 def _fold(x: Tensor, rows: int) -> Tensor:
-    """[g, n, heads, share, X] -> [g * heads * tiles, rows, X]: n * share query rows in tiles, filled up with zeros.
+    """[g, n, heads, share, X] -> [g, heads, tiles, rows, X]: n * share query rows in tiles, filled up with zeros.
 
     A tile holds whole queries only: with 3 query heads per K/V head and 8 rows, two queries and two empty rows.
     """
-    _, n, _, share, width = x.shape
+    n, share = x.shape[1], x.shape[3]
     per_tile = rows // share
     x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, -n % per_tile)).unflatten(1, (-1, per_tile))
-    x = x.permute(0, 3, 1, 2, 4, 5).reshape(-1, per_tile * share, width)
-    return F.pad(x, (0, 0, 0, rows - per_tile * share))
+    return F.pad(x.permute(0, 3, 1, 2, 4, 5).flatten(3, 4), (0, 0, 0, rows - per_tile * share))
 
 
-def _unfold(x: Tensor, g: int, n: int, heads: int, share: int) -> Tensor:
+def _unfold(x: Tensor, n: int, share: int) -> Tensor:
     """The inverse of ``_fold``, without the fill: -> [g * n, heads * share, X]."""
-    per_tile = x.shape[1] // share
-    x = x[:, : per_tile * share].reshape(g, heads, -1, per_tile, share, x.shape[2])
-    return x.permute(0, 2, 3, 1, 4, 5).flatten(1, 2)[:, :n].reshape(g * n, heads * share, -1)
+    g, heads, _, rows, width = x.shape
+    x = x[:, :, :, : rows // share * share].unflatten(3, (-1, share)).permute(0, 2, 3, 1, 4, 5)
+    return x.flatten(1, 2)[:, :n].reshape(g * n, heads * share, width)
 
 
-def _key_tiles(kv: Tensor, tiles: int) -> list[Tensor]:
-    """Cut [g, Hk, length, D] into pieces [g * Hk * tiles, KEY_TILE, D], each repeated for every tile of query rows."""
-    return [
-        tile.unsqueeze(2).expand(-1, -1, tiles, -1, -1).reshape(-1, KEY_TILE, kv.shape[3])
-        for tile in kv.split(KEY_TILE, dim=2)
-    ]
+def _key_tiles(cache: Tensor, slots: Tensor, tiles: int) -> Tensor:
+    """Gather K or V of slots [g, steps, KEY_TILE], head by head, as float32 [steps * g * Hk * tiles, KEY_TILE, D].
+
+    Each tile is repeated for every tile of query rows that is multiplied by it.
+    """
+    heads, dim = cache.shape[2:]
+    index = slots.movedim(1, 0).unsqueeze(2) * heads + torch.arange(heads, device=slots.device).unsqueeze(1)
+    kv = cache.view(-1, dim).index_select(0, index.flatten()).float().view(*index.shape[:3], 1, KEY_TILE, dim)
+    return kv.expand(-1, -1, -1, tiles, -1, -1).reshape(-1, KEY_TILE, dim)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from quire.reference.ops.norm import rms_norm
@@ -28,13 +29,11 @@ def qk_norm_rope(
     if k_weight is not None:
         k = rms_norm(k, k_weight, eps)
     cos, sin = cos_sin.index_select(0, positions).unsqueeze(1).chunk(2, dim=-1)  # [T, 1, D/2] each
+    cos, sin = torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
     return _rotate(q, cos, sin), _rotate(k, cos, sin)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    out = x.new_empty(x.shape)
-    first, second = x.float().chunk(2, dim=-1)
-    left, right = out.chunk(2, dim=-1)
-    left.copy_(first * cos - second * sin)
-    right.copy_(second * cos + first * sin)
-    return out
+    """(a, b) -> (a cos - b sin, b cos + a sin): rolling by half a head puts each component's partner in its place."""
+    y = x.float()
+    return (y * cos + y.roll(y.shape[-1] // 2, dims=-1) * sin).to(x.dtype)
