@@ -1,0 +1,81 @@
+"""Facts that the user tells about themselves in one turn and asks back in a later one."""
+
+import random
+from collections.abc import Callable
+from functools import lru_cache
+
+from quire.zoo.world.example import Example, NoSuchKey, draw_key, turn
+from quire.zoo.world.phrasing import casual
+from quire.zoo.world.words import (ANIMALS, COLOURS, FOODS, JOBS, MONTHS, city, made_up, name, word)
+
+# attribute -> statements, questions, answer, how to draw a value
+_ABOUT: dict[str, tuple[list[str], list[str], str, Callable[[random.Random], str]]] = {
+    "name": (["My name is {v}.", "I am {v}.", "I'm {v}.", "Hi, I am {v}.", "Call me {v}.", "Hello! My name is {v}.", "my name is {v}"],
+             ["What is my name?", "What's my name?", "Who am I?", "Do you remember my name?", "what is my name", "Tell me my name."],
+             "Your name is {v}.", lambda r: name(r, 0.5)),
+    "city": (["I live in {v}.", "I am from {v}.", "My home is {v}.", "My city is {v}."],
+             ["Where do I live?", "Which city do I live in?", "What is my city?", "where am I from?"],
+             "You live in {v}.", lambda r: city(r, 0.4)),
+    "colour": (["My favourite colour is {v}.", "I like {v} best of all colours.", "My favorite color is {v}."],
+               ["What is my favourite colour?", "Which colour do I like?", "What's my favorite color?"],
+               "Your favourite colour is {v}.", lambda r: r.choice(COLOURS)),
+    "food": (["My favourite food is {v}.", "I love to eat {v}.", "My favorite food is {v}."],
+             ["What is my favourite food?", "What do I love to eat?", "What's my favorite food?"],
+             "Your favourite food is {v}.", lambda r: r.choice(FOODS)),
+    "job": (["I work as a {v}.", "I am a {v}.", "My job is {v}."], ["What is my job?", "What do I do for a living?", "what do I work as?"],
+            "You work as a {v}.", lambda r: r.choice(JOBS)),
+    "pet": (["I have a {v}.", "My pet is a {v}.", "I own a {v}."], ["What pet do I have?", "Which animal do I have?", "What is my pet?"],
+            "You have a {v}.", lambda r: r.choice(ANIMALS)),
+    "age": (["I am {v} years old.", "My age is {v}.", "I'm {v} years old."], ["How old am I?", "What is my age?", "Tell me my age."],
+            "You are {v} years old.", lambda r: str(r.randint(5, 99))),
+    "number": (["My lucky number is {v}.", "My number is {v}."], ["What is my lucky number?", "What is my number?"],
+               "Your number is {v}.", lambda r: str(r.randint(1, 9999))),
+    "month": (["I was born in {v}.", "My birthday is in {v}."], ["When was I born?", "When is my birthday?"],
+              "Your birthday is in {v}.", lambda r: r.choice(MONTHS)),
+    "code": (["My code word is {v}.", "Remember the word {v}.", "Please remember this word: {v}."],
+             ["What is my code word?", "Which word should you remember?", "What was the word?"],
+             "Your word is {v}.", lambda r: word(r, 0.5) if r.random() < 0.7 else made_up(r)),
+}
+ACKNOWLEDGE = "Thanks, I will remember that."
+UNTOLD = "You have not told me that yet."
+
+
+def _acknowledge(attribute: str, value: str) -> str:
+    return f"Nice to meet you, {value}!" if attribute == "name" else ACKNOWLEDGE
+
+
+@lru_cache
+def _has_held_out(attribute: str) -> bool:
+    """Of a dozen months, say, it may be that the split holds none out."""
+    try:
+        return bool(draw_key(random.Random(0), True, lambda r: ("memory", attribute, _ABOUT[attribute][3](r))))
+    except NoSuchKey:
+        return False
+
+
+def make(rng: random.Random, held: bool, between: Callable[[random.Random], list[dict]] | None = None) -> Example:
+    """One to four statements, then turns about other things (`between`), then the questions."""
+    attributes = rng.sample([a for a in _ABOUT if not held or _has_held_out(a)], rng.choice((1, 1, 2, 3, 4)))
+    told = {}
+    for attribute in attributes:
+        told[attribute] = draw_key(rng, held, lambda r, a=attribute: ("memory", a, _ABOUT[a][3](r)))[2]
+    messages: list[dict] = []
+    if len(told) > 1 and rng.random() < 0.4:  # all in one breath
+        text = " ".join(rng.choice(_ABOUT[a][0]).format(v=v) for a, v in told.items())
+        messages += turn(text, _acknowledge("name", told["name"]) if "name" in told else ACKNOWLEDGE)
+    else:
+        for attribute, value in told.items():
+            messages += turn(rng.choice(_ABOUT[attribute][0]).format(v=value), _acknowledge(attribute, value))
+            if between and rng.random() < 0.3:
+                messages += between(rng)
+    for _ in range(rng.choice((0, 1, 1, 2, 3)) if between else 0):
+        messages += between(rng)
+    order = rng.sample(attributes, len(attributes))
+    if held:  # one question is enough to measure
+        order = order[:1]
+    elif rng.random() < 0.15:
+        other = rng.choice([a for a in _ABOUT if a not in told])
+        messages += turn(casual(rng, rng.choice(_ABOUT[other][1])), UNTOLD)
+    for attribute in order:
+        messages += turn(casual(rng, rng.choice(_ABOUT[attribute][1])), _ABOUT[attribute][2].format(v=told[attribute]))
+    return Example("turn-memory", ("memory", order[-1], told[order[-1]]), messages)

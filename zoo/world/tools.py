@@ -1,0 +1,121 @@
+"""Tool calls in the Hermes format, and answers from tool results.
+
+Half of the tools are fixed and plausible, half are invented on the spot, so that the model learns to read the definitions.
+"""
+
+import json
+import random
+
+from quire.zoo.world.example import Example, draw_key, turn
+from quire.zoo.world.words import COLOURS, DAYS, FOODS, PLACES, THINGS, city, made_up, name, word
+
+
+def tool(title: str, description: str, params: dict[str, str]) -> dict:
+    """An OpenAI tool definition; `params` maps names to JSON types."""
+    properties = {k: {"type": v} for k, v in params.items()}
+    return {"type": "function", "function": {"name": title, "description": description, "parameters": {
+        "type": "object", "properties": properties, "required": list(params)}}}
+
+
+def call(title: str, arguments: dict) -> str:
+    body = json.dumps({"name": title, "arguments": arguments})
+    return f"<tool_call>\n{body}\n</tool_call>"
+
+
+def _time(rng: random.Random) -> str:
+    return f"{rng.randint(0, 23)}:{rng.choice(('00', '15', '30', '45'))}"
+
+
+# name -> description, parameters with how to draw them, requests
+_FIXED = {
+    "get_weather": ("Get the weather of a city.", {"city": city},
+                    ["What is the weather in {city}?", "How is the weather in {city}?", "weather in {city}", "Is it raining in {city}?"]),
+    "get_time": ("Get the time in a city.", {"city": city}, ["What time is it in {city}?", "time in {city}?", "Tell me the time in {city}."]),
+    "set_timer": ("Set a timer.", {"minutes": lambda r: r.randint(1, 120)},
+                  ["Set a timer for {minutes} minutes.", "Wake me in {minutes} minutes.", "timer {minutes} minutes"]),
+    "send_message": ("Send a message to a person.", {"to": name, "text": lambda r: " ".join(word(r, 0.1) for _ in range(r.randint(1, 4)))},
+                     ["Send {to} the message: {text}", "Tell {to} this: {text}", "Write to {to}: {text}"]),
+    "convert": ("Convert money.", {"amount": lambda r: r.randint(1, 999), "source": lambda r: r.choice(("USD", "EUR", "GBP")),
+                                   "target": lambda r: r.choice(("JPY", "CHF", "INR"))},
+                ["Convert {amount} {source} to {target}.", "How much is {amount} {source} in {target}?"]),
+    "search": ("Search the web.", {"query": lambda r: " ".join(word(r, 0.2) for _ in range(r.randint(1, 3)))},
+               ["Search for {query}", "Search the web for {query}", "Look up {query} on the web"]),
+    "book_table": ("Book a table.", {"people": lambda r: r.randint(1, 12), "day": lambda r: r.choice(DAYS), "time": _time},
+                   ["Book a table for {people} on {day} at {time}.", "I need a table for {people} people, {day} at {time}."]),
+    "set_light": ("Set the light of a room.", {"room": lambda r: r.choice(PLACES), "color": lambda r: r.choice(COLOURS)},
+                  ["Make the light in the {room} {color}.", "Set the {room} light to {color}."]),
+    "add_to_list": ("Add an item to the shopping list.", {"item": lambda r: r.choice(FOODS + THINGS), "count": lambda r: r.randint(1, 30)},
+                    ["Add {count} {item} to my shopping list.", "Put {count} {item} on the list."]),
+    "play_music": ("Play a song.", {"song": lambda r: " ".join(word(r, 0.3) for _ in range(r.randint(1, 3)))},
+                   ["Play the song {song}", "I want to hear {song}"]),
+}
+_VERBS = "open close paint move find clean check start stop sell buy lock fix hide count watch wash pack lift drop".split()
+_PARAMS = {"color": lambda r: r.choice(COLOURS), "size": lambda r: r.randint(1, 99), "city": city, "owner": name, "day": lambda r: r.choice(DAYS),
+           "amount": lambda r: r.randint(1, 999), "label": lambda r: word(r, 0.5), "code": made_up, "place": lambda r: r.choice(PLACES)}
+
+
+def _invented(rng: random.Random) -> tuple[str, str, dict, list[str]]:
+    verb, thing = rng.choice(_VERBS), rng.choice(THINGS)
+    params = {p: _PARAMS[p] for p in rng.sample(sorted(_PARAMS), rng.choice((1, 1, 2, 3)))}
+    said = [f"{p} {{{p}}}" for p in params]
+    listed = said[0] if len(said) == 1 else ", ".join(said[:-1]) + " and " + said[-1]
+    requests = [f"{verb.capitalize()} the {thing} with {listed}.", f"Please {verb} the {thing}: {listed}", f"{verb} the {thing}, {listed}"]
+    return f"{verb}_{thing}", f"{verb.capitalize()} the {thing}.", params, requests
+
+
+def _pick(rng: random.Random) -> tuple[str, str, dict, list[str]]:
+    if rng.random() < 0.45:
+        return _invented(rng)
+    title = rng.choice(sorted(_FIXED))
+    return title, *_FIXED[title]
+
+
+def define(spec: tuple[str, str, dict, list[str]], rng: random.Random) -> dict:
+    kinds = {p: "integer" if isinstance(draw(rng), int) else "string" for p, draw in spec[2].items()}
+    return tool(spec[0], spec[1], kinds)
+
+
+def _result(rng: random.Random, title: str, arguments: dict) -> tuple[str, str]:
+    """What the tool might return, and what the assistant says then."""
+    if title == "get_weather":
+        degrees, sky = rng.randint(-20, 40), rng.choice(("sunny", "cloudy", "rainy", "windy", "foggy"))
+        return json.dumps({"temperature": degrees, "sky": sky}), f"It is {sky} in {arguments['city']}, {degrees} degrees."
+    if title == "get_time":
+        clock = _time(rng)
+        return json.dumps({"time": clock}), f"It is {clock} in {arguments['city']}."
+    if title == "convert":
+        amount = rng.randint(1, 99999)
+        return json.dumps({"result": amount}), f"{arguments['amount']} {arguments['source']} is {amount} {arguments['target']}."
+    if rng.random() < 0.15:
+        return json.dumps({"status": "error"}), "Sorry, that did not work."
+    return json.dumps({"status": "ok"}), "Done."
+
+
+def toolbox(rng: random.Random) -> list[tuple[str, str, dict, list[str]]]:
+    """One to four tools of different names."""
+    found: dict = {}
+    while len(found) < 4:
+        spec = _pick(rng)
+        found[spec[0]] = spec
+    return list(found.values())[:rng.choice((1, 2, 2, 3, 4))]
+
+
+def request(rng: random.Random, held: bool, spec: tuple[str, str, dict, list[str]]) -> tuple[tuple, str, dict]:
+    key = draw_key(rng, held, lambda r: ("tool", spec[0], *(draw(r) for draw in spec[2].values())))
+    arguments = dict(zip(spec[2], key[2:], strict=True))
+    return key, rng.choice(spec[3]).format(**arguments), arguments
+
+
+def make(rng: random.Random, held: bool, box: list | None = None, definitions: list[dict] | None = None) -> Example:
+    """A request that needs one of the tools; in training often with the tool's result and a second request."""
+    box = box or toolbox(rng)
+    definitions = definitions or [define(spec, rng) for spec in box]
+    messages: list[dict] = []
+    for _ in range(1 if held else rng.choice((1, 2, 3))):
+        spec = rng.choice(box)
+        key, question, arguments = request(rng, held, spec)
+        messages += turn(question, call(spec[0], arguments))
+        if not held and rng.random() < 0.6:
+            result, answer = _result(rng, spec[0], arguments)
+            messages += [{"role": "tool", "content": result}, {"role": "assistant", "content": answer}]
+    return Example("tool-call", key, messages, definitions)
