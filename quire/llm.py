@@ -7,11 +7,9 @@ and then take turns at one loop: step the engine, put each output into the box o
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +18,7 @@ from typing import Any
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from quire import backend
+from quire.interrupts import interrupts_wait
 from quire.prompts import Message, Params, Prepared, Prompt, as_list, located, per_prompt, prepare
 from quire.reference.config import EngineConfig
 from quire.reference.control.errors import CheckpointError, RequestError
@@ -113,7 +112,8 @@ class LLM:
         """Complete prompts, yielding what is new as it comes: ``text``, ``token_ids`` and ``logprobs`` are increments.
 
         Outputs of several prompts come mixed, told apart by ``prompt_index``, and completions by their ``index``.
-        Closing the iterator early (``break``, then letting go of it, or ``close()``) aborts what is still running.
+        Nothing is admitted before the first output is asked for. Closing the iterator early (``break``, then letting
+        go of it, or ``close()``) aborts what is still running.
         """
         requests = self._prepare(as_list(prompts), sampling_params, priority)
         for request in requests:
@@ -273,7 +273,7 @@ class LLM:
 
     def _step(self) -> None:
         """One step of the engine, for whichever calls have requests in it."""
-        with _interrupts_wait():
+        with interrupts_wait():
             done = self._processor.process(self.engine.step())
             for request_id, index in done.stopped:
                 self.engine.finish(request_id, index)
@@ -305,28 +305,3 @@ class LLM:
                 for c in output.outputs
             ]
         )
-
-
-@contextmanager
-def _interrupts_wait() -> Iterator[None]:
-    """Hold Ctrl-C back until a step is over; a half-run step would leave scheduler and runner disagreeing.
-
-    Pressed twice within one step it acts at once, for the case that the step hangs.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pressed: list[tuple[int, Any]] = []
-
-    def note(number: int, frame: Any) -> None:
-        if pressed:
-            raise KeyboardInterrupt
-        pressed.append((number, frame))
-
-    previous = signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-        if pressed and callable(previous):
-            previous(*pressed[0])

@@ -13,6 +13,7 @@ import pytest
 from quire import EngineConfig, SamplingParams
 from quire.cli import COMMANDS, main
 from quire.cli.flags import SAMPLING, docstring_lines
+from quire.zoo import model_path
 
 
 @pytest.fixture
@@ -150,6 +151,19 @@ def test_demo_shows_sharing(model, capsys):
     assert int(figures["KV blocks saved by sharing, peak"]) > 10
     assert int(figures["blocks copied on write"]) >= 1 and int(figures["sequences running at once, peak"]) >= 8
     assert "tok/s" in figures["output"]
+
+
+@pytest.mark.skipif(not (model_path("pocket") / "model.safetensors").is_file(), reason="pocket has no weights yet")
+def test_without_a_model_named_pocket_answers(capsys, monkeypatch):
+    assert main(["generate", "--chat", "What is 12 + 30?", "--temperature", "0"]) == 0
+    assert capsys.readouterr().out == "12 + 30 = 42\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO("My name is Chen.\nWhat is my name?\n"))
+    assert main(["chat", "--temperature", "0"]) == 0
+    assert "Chen" in capsys.readouterr().out.splitlines()[1]
+    assert main(["demo", "--max-tokens", "30"]) == 0
+    assert "417 + 268 = 685" in capsys.readouterr().out
+    assert main(["info"]) == 0
+    assert "7,344,384" in capsys.readouterr().out
 
 
 def test_the_live_view_draws(model, capsys, monkeypatch):
