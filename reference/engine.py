@@ -52,11 +52,12 @@ class ModelFacts:
 
 @dataclass(slots=True)
 class _InFlight:
-    """A launched step, with when its phases began and ended (for the trace)."""
+    """A launched step; for the trace, when its phases began and ended and whose the sequences are that it brings in."""
 
     plan: StepPlan
     pending: Pending
     phases: dict[str, tuple[float, float]]
+    owners: dict[int, str]  # seq_id -> request_id
 
 
 class Engine:
@@ -176,12 +177,17 @@ class Engine:
         plan = self.scheduler.schedule()
         if plan is None:
             return None
+        owners = {}
+        if self.recorder is not None:
+            new = [s.seq_id for s in plan.starts] + [f.seq_id for f in plan.forks]
+            owners = {i: self.scheduler.sequences[i].group.request.request_id for i in new}
         t1 = time.perf_counter()
         self.runner.forward(plan)
         t2 = time.perf_counter()
         pending = self.runner.sample()
         t3 = time.perf_counter()
-        return _InFlight(plan, pending, {"schedule": (t0, t1), "forward": (t1, t2), "sample": (t2, t3)})
+        phases = {"schedule": (t0, t1), "forward": (t1, t2), "sample": (t2, t3)}
+        return _InFlight(plan, pending, phases, owners)
 
     def _land(self, flight: _InFlight) -> list[Event]:
         t0 = time.perf_counter()
@@ -190,7 +196,7 @@ class Engine:
         events = self.scheduler.update(flight.plan, result)
         if self.recorder is not None:
             flight.phases |= {"wait": (t0, t1), "update": (t1, time.perf_counter())}
-            self.recorder.step(flight.plan, result, events, flight.phases, self.scheduler.stats())
+            self.recorder.step(flight.plan, result, events, flight.phases, self.scheduler.stats(), flight.owners)
         return events
 
     def _resolve(self, params: SamplingParams, prompt_len: int) -> SamplingParams:

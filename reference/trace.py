@@ -8,7 +8,7 @@ The lines of a file, each an object with a ``type``::
 
     header    v (schema version), created, block_size, num_blocks, redacted, and whatever the engine's owner adds
     request   t, request_id, prompt_len, params, seed, and token_ids unless redacted
-    step      t, phases {name: [begin, duration]}, plan, result, events, tables, stats
+    step      t, phases {name: [begin, duration]}, plan, owners {seq_id: request_id}, result, events, tables, stats
 
 All times are seconds since the recorder was made. ``tables`` holds, after the plan's changes and before its forward
 pass, the block tables that the step changed: row -> block ids, or null for a row that ended; ``read_trace`` puts the
@@ -108,8 +108,9 @@ class Recorder:
         events: list[Event],
         phases: dict[str, tuple[float, float]],
         stats: SchedulerStats,
+        owners: dict[int, str],
     ) -> None:
-        """Record a finished step. Called in the order of the plans."""
+        """Record a finished step, in the order of the plans. ``owners``: seq_id -> request id of new sequences."""
         changed = self._tables.apply(plan)
         times = {name: [begin - self._origin, end - begin] for name, (begin, end) in phases.items()}
         self._write(
@@ -118,6 +119,7 @@ class Recorder:
                 "t": min((begin for begin, _ in times.values()), default=0.0),
                 "phases": times,
                 "plan": _plan(plan, self._redact),
+                "owners": owners,
                 "result": _result(result, self._redact),
                 "events": [_event(e, self._redact) for e in events],
                 "tables": changed,
@@ -245,6 +247,10 @@ def to_chrome(source: str | Path, target: str | Path) -> None:
     for line in trace.steps:
         plan, phases, stats = line["plan"], line["phases"], line["stats"]
         number = plan["step"]
+        for new in (*plan["starts"], *plan["forks"]):
+            name = f"{line['owners'][str(new['seq_id'])]}.{new['stream']}"
+            about = {"pid": 2, "tid": new["seq_id"], "name": "thread_name", "args": {"name": name}}
+            out.append({"ph": "M"} | about)
         tokens = sum(s["n"] for s in plan["seqs"])
         for name, (begin, length) in phases.items():
             span(1, 1, name, begin, length, {"step": number, "sequences": len(plan["seqs"]), "tokens": tokens})

@@ -86,6 +86,8 @@ def test_chrome_trace(tmp_path, capsys):
     assert {e["name"] for e in spans if e["pid"] == 3} == {"req-0", "req-1", "req-2", "req-3"}
     assert sum(e["name"] == "decode" for e in spans) > 30 and any(e["name"] == "prefill 6" for e in spans)
     assert all(e["dur"] >= 0 and e["ts"] >= 0 for e in spans)
+    tracks = {e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    assert tracks == {"req-0.0", "req-1.0", "req-1.1", "req-2.0", "req-3.0", "req-3.1"}
     assert {e["name"] for e in events if e["ph"] == "C"} == {"KV blocks", "requests"}
     target = tmp_path / "other.json"
     assert trace.main([str(path), str(target)]) == 0
