@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 KEY_TILE = 64  # keys per tile, cut at multiples of 64
-QUERY_ROWS = 8  # query rows per tile, or the next multiple that holds all query heads of one K/V head
+QUERY_ROWS = 16  # query rows per tile, or the next multiple that holds all query heads of one K/V head
 QUERY_CHUNK = 64  # queries of one sequence handled at once; bounds the memory, has no influence on the result
 GATHER_BYTES = 2 << 20
 
@@ -88,51 +88,50 @@ def attention(
         g, n, length = group.mask.shape
         steps = length // KEY_TILE
         queries = _fold(q.index_select(0, group.rows).float().view(g, n, kv_heads, share, dim), rows)
-        tiles = queries.shape[2]  # tiles of query rows per sequence and K/V head
-        shape = steps, g, kv_heads, tiles, rows  # every product below is one of [rows, D] or [rows, KEY_TILE] each
-        keys, values = (_key_tiles(cache, group.slots.view(g, steps, KEY_TILE), tiles) for cache in (k_cache, v_cache))
+        keys, values = (_key_tiles(cache, group.slots.view(g, steps, KEY_TILE)) for cache in (k_cache, v_cache))
+        shape = len(queries), steps, g, kv_heads, rows
 
-        scores = torch.bmm(queries.expand(*shape, dim).reshape(-1, rows, dim), keys.transpose(1, 2)).mul_(scale)
+        per_step = (
+            queries.unsqueeze(1).expand(*shape, dim).flatten(1, 3)
+        )  # each tile of queries meets every tile of keys
+        scores = (
+            torch.stack([torch.bmm(tile, keys.transpose(1, 2)) for tile in per_step]).view(*shape, KEY_TILE) * scale
+        )
         if soft_cap is not None:
             scores = soft_cap * torch.tanh(scores / soft_cap)
         unseen = _fold(~group.mask.view(g, n, 1, 1, length).expand(-1, -1, -1, share, -1), rows)
-        unseen = unseen.unflatten(-1, (steps, KEY_TILE)).movedim(-2, 0)
-        scores = scores.view(*shape, KEY_TILE).masked_fill_(unseen, -torch.inf)
-        weights = scores.sub_(scores.amax((0, -1), keepdim=True)).exp_()
+        scores.masked_fill_(unseen.unflatten(-1, (steps, KEY_TILE)).movedim(-2, 1), -torch.inf)
+        weights = scores.sub_(scores.amax((1, -1), keepdim=True)).exp_()
 
-        parts = torch.bmm(weights.view(-1, rows, KEY_TILE), values).view(*shape, dim)
-        total, mixed = torch.zeros(*shape[1:], 1, device=q.device), torch.zeros_like(queries)
-        for part, weight in zip(parts, weights):  # one tile after the other: the order of this sum is the point
-            total += weight.sum(-1, keepdim=True)
-            mixed += part
+        parts = torch.stack([torch.bmm(tile, values) for tile in weights.flatten(1, 3)]).view(*shape, dim)
+        total, mixed = torch.zeros(*queries.shape[:-1], 1, device=q.device), torch.zeros_like(queries)
+        for step in range(steps):  # one tile of keys after the other: the order of this sum is the point
+            total += weights[:, step].sum(-1, keepdim=True)
+            mixed += parts[:, step]
         out.index_copy_(0, group.rows, _unfold(mixed / total, n, share).to(q.dtype))
     return out
 
 
 def _fold(x: Tensor, rows: int) -> Tensor:
-    """[g, n, heads, share, X] -> [g, heads, tiles, rows, X]: n * share query rows in tiles, filled up with zeros.
+    """[g, n, heads, share, X] -> [tiles, g, heads, rows, X]: n * share query rows in tiles, filled up with zeros.
 
-    A tile holds whole queries only: with 3 query heads per K/V head and 8 rows, two queries and two empty rows.
+    A tile holds whole queries only: with 3 query heads per K/V head and 16 rows, five queries and one empty row.
     """
     n, share = x.shape[1], x.shape[3]
     per_tile = rows // share
     x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, -n % per_tile)).unflatten(1, (-1, per_tile))
-    return F.pad(x.permute(0, 3, 1, 2, 4, 5).flatten(3, 4), (0, 0, 0, rows - per_tile * share))
+    return F.pad(x.permute(1, 0, 3, 2, 4, 5).flatten(3, 4), (0, 0, 0, rows - per_tile * share))
 
 
 def _unfold(x: Tensor, n: int, share: int) -> Tensor:
     """The inverse of ``_fold``, without the fill: -> [g * n, heads * share, X]."""
-    g, heads, _, rows, width = x.shape
-    x = x[:, :, :, : rows // share * share].unflatten(3, (-1, share)).permute(0, 2, 3, 1, 4, 5)
+    g, heads, rows, width = x.shape[1:]
+    x = x[:, :, :, : rows // share * share].unflatten(3, (-1, share)).permute(1, 0, 3, 2, 4, 5)
     return x.flatten(1, 2)[:, :n].reshape(g * n, heads * share, width)
 
 
-def _key_tiles(cache: Tensor, slots: Tensor, tiles: int) -> Tensor:
-    """Gather K or V of slots [g, steps, KEY_TILE], head by head, as float32 [steps * g * Hk * tiles, KEY_TILE, D].
-
-    Each tile is repeated for every tile of query rows that is multiplied by it.
-    """
+def _key_tiles(cache: Tensor, slots: Tensor) -> Tensor:
+    """Gather K or V of slots [g, steps, KEY_TILE], head by head, as float32 [steps * g * Hk, KEY_TILE, D]."""
     heads, dim = cache.shape[2:]
     index = slots.movedim(1, 0).unsqueeze(2) * heads + torch.arange(heads, device=slots.device).unsqueeze(1)
-    kv = cache.view(-1, dim).index_select(0, index.flatten()).float().view(*index.shape[:3], 1, KEY_TILE, dim)
-    return kv.expand(-1, -1, -1, tiles, -1, -1).reshape(-1, KEY_TILE, dim)
+    return cache.view(-1, dim).index_select(0, index.flatten()).float().view(-1, KEY_TILE, dim)
