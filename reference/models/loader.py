@@ -18,18 +18,16 @@ from torch import Tensor
 
 from quire.reference.control.errors import CheckpointError, ConfigError
 from quire.reference.models.config import DTYPES, ModelConfig, read_json, token_ids
+from quire.zoo import MODELS, model_path
 
-ZOO = ("pocket", "pocket-draft")
 FETCHED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
 def resolve(model_name: str | Path, revision: str | None = None) -> Path:
     """The folder of a zoo model ("pocket"), of a local path, or of a snapshot downloaded from the Hugging Face hub."""
     name = str(model_name)
-    if name in ZOO:
-        from quire.zoo import model_path  # the zoo's models come with the package; nothing else needs them
-
-        return Path(model_path(name))
+    if name in MODELS:
+        return model_path(name)
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
@@ -40,7 +38,7 @@ def resolve(model_name: str | Path, revision: str | None = None) -> Path:
             "model",
             name,
             "no such folder",
-            f"Give an existing folder, a hub name such as org/model, or one of {', '.join(ZOO)}",
+            f"Give an existing folder, a hub name such as org/model, or one of {', '.join(MODELS)}",
         )
     return _download(name, revision)
 
@@ -58,7 +56,7 @@ def _download(name: str, revision: str | None) -> Path:
             "no local folder of this name, not in the zoo, and not available from the Hugging Face hub "
             f"(revision {revision or 'main'}; {type(error).__name__}: {cause})",
             "Check the name and the network; a gated model needs `hf auth login`; offline, give the path of a folder, "
-            f"or one of {', '.join(ZOO)}, which need no network",
+            f"or one of {', '.join(MODELS)}, which need no network",
         ) from error
 
 

@@ -36,7 +36,8 @@ class AttnMeta:
     slot: Tensor
     max_q: int
     max_seq_len: int
-    # Index tensors that attention derives from the fields above once per step rather than once per layer.
+    # Index tensors that attention derives from the fields above once per step rather than once per layer. They are why
+    # every step needs an AttnMeta of its own.
     derived: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
 

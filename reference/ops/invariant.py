@@ -12,7 +12,7 @@ the row's own content and its absolute position only:
 
 What needs no second version is the reference's own: norms reduce row by row, the rest is elementwise. A query's result
 is the same as a decode, in a prompt chunk of any size, among any neighbours, with any block size. Tests prove each
-claim bit by bit. (It holds per machine and number of threads; another processor may round otherwise.)
+claim bit by bit, on CPUs. (It holds per machine and number of threads; another processor may round otherwise.)
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ __all__ = [
 
 KEY_TILE = 64  # keys per tile, cut at multiples of 64
 QUERY_ROWS = 16  # query rows per tile, or the next multiple that holds all query heads of one K/V head
-QUERY_CHUNK = 64  # queries of one sequence handled at once; bounds the memory, has no influence on the result
+QUERY_CHUNK = 32  # queries of one sequence handled at once; bounds the memory, has no influence on the result
 GATHER_BYTES = 2 << 20
 
 
@@ -91,12 +91,10 @@ def attention(
         keys, values = (_key_tiles(cache, group.slots.view(g, steps, KEY_TILE)) for cache in (k_cache, v_cache))
         shape = len(queries), steps, g, kv_heads, rows
 
-        per_step = (
-            queries.unsqueeze(1).expand(*shape, dim).flatten(1, 3)
-        )  # each tile of queries meets every tile of keys
-        scores = (
-            torch.stack([torch.bmm(tile, keys.transpose(1, 2)) for tile in per_step]).view(*shape, KEY_TILE) * scale
-        )
+        # Each tile of queries meets every tile of keys; all these products have the same shape.
+        repeated = queries.unsqueeze(1).expand(*shape, dim).flatten(1, 3)
+        scores = torch.stack([torch.bmm(tile, keys.transpose(1, 2)) for tile in repeated])
+        scores = scores.view(*shape, KEY_TILE).mul_(scale)
         if soft_cap is not None:
             scores = soft_cap * torch.tanh(scores / soft_cap)
         unseen = _fold(~group.mask.view(g, n, 1, 1, length).expand(-1, -1, -1, share, -1), rows)

@@ -249,6 +249,10 @@ def test_tensor_faults(folder: Path) -> None:
     refused(lambda: load(folder), "tensor", "lm_head.weight", "tie_word_embeddings")
 
 
+def test_zoo_names() -> None:
+    assert (resolve("pocket") / "config.json").is_file()
+
+
 def test_hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     def offline(*args: Any, **kwargs: Any) -> str:
         raise ConnectionError("Name or service not known")

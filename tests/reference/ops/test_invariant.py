@@ -13,7 +13,7 @@ from quire.reference.ops import invariant as ops
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ROWS = 70
-few = settings(max_examples=settings.default.max_examples // 8)  # each example is many comparisons
+few = settings(max_examples=settings.default.max_examples // 10)  # each example is many comparisons
 
 
 @pytest.fixture(params=[1, 2], ids=["1-thread", "2-threads"], autouse=True)
