@@ -38,7 +38,7 @@ class LLM:
     """
 
     def __init__(self, model: str = "pocket", **engine_args: Any) -> None:
-        self.config = EngineConfig.from_kwargs(model=str(model), **engine_args)
+        self.config = EngineConfig(model=str(model), **engine_args)
         self.model_path: Path = backend.model_path(self.config)
         self._tokenizer, self._tokenizer_error = self._load_tokenizer()
         self._defaults = backend.generation_defaults(self.model_path)

@@ -6,19 +6,22 @@ the control plane reads once the model is known.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
-from quire.reference.control.errors import ConfigError
 from quire.reference.control.config import SchedulerConfig
+from quire.reference.control.errors import ConfigError
+from quire.reference.control.params import known_fields_only
 
 Backend = Literal["auto", "reference", "fast"]
 DType = Literal["auto", "half", "float16", "bfloat16", "float", "float32"]
 Policy = Literal["fcfs", "priority"]
 PreemptionMode = Literal["recompute", "swap"]
+GenerationConfig = Literal["auto", "none"]
 GIB = 1 << 30
 
 
+@known_fields_only(ConfigError, "engine argument")
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """Everything that can be set when an engine starts.
@@ -72,7 +75,7 @@ class EngineConfig:
     async_scheduling: bool = False
     trust_remote_code: bool = False
     revision: str | None = None
-    generation_config: Literal["auto", "none"] = "auto"
+    generation_config: GenerationConfig = "auto"
     trace: str | None = None
     trace_redact: bool = False
 
@@ -82,6 +85,7 @@ class EngineConfig:
             ("dtype", DType),
             ("scheduling_policy", Policy),
             ("preemption_mode", PreemptionMode),
+            ("generation_config", GenerationConfig),
         ):
             value = getattr(self, name)
             if value not in get_args(choices):
@@ -108,15 +112,6 @@ class EngineConfig:
             raise ConfigError("swap_space", self.swap_space, "negative", "Give GiB of host memory, or 0 for none")
         if self.num_blocks == 1:
             raise ConfigError("num_blocks", 1, "block 0 is the null block, so none is left", "Give at least 2")
-
-    @classmethod
-    def from_kwargs(cls, **kwargs: Any) -> EngineConfig:
-        """Build from keyword arguments; an unknown one is refused with the list of known ones."""
-        known = [f.name for f in fields(cls)]
-        for name, value in kwargs.items():
-            if name not in known:
-                raise ConfigError(name, value, "unknown engine argument", f"Known ones are {', '.join(known)}")
-        return cls(**kwargs)
 
     def scheduler(self, *, max_model_len: int, num_blocks: int, num_host_blocks: int) -> SchedulerConfig:
         """The control plane's view, once the model's length and the sizes of the block pools are known."""

@@ -85,7 +85,8 @@ class Engine:
     def check(self, prompt_token_ids: Sequence[int], params: SamplingParams | BeamSearchParams) -> None:
         """Raise ``RequestError`` if this model and this engine could never run the request. Changes nothing."""
         _check_prompt(prompt_token_ids, self.model)
-        _check_params(params, self.model, self.config.max_num_seqs)
+        _check_params(params, self.model)
+        self.scheduler.check(len(prompt_token_ids), params)
 
     def add_request(
         self,
@@ -222,14 +223,6 @@ class Engine:
 def _check_prompt(token_ids: Sequence[int], model: ModelFacts) -> None:
     if isinstance(token_ids, str | bytes) or not hasattr(token_ids, "__len__"):
         raise RequestError("prompt_token_ids", token_ids, "not a list of token ids", "Give a list of integers")
-    if len(token_ids) == 0:
-        raise RequestError("prompt_token_ids", token_ids, "the prompt is empty", "Give at least one token")
-    if len(token_ids) >= model.max_model_len:
-        raise RequestError(
-            "prompt_token_ids", f"{len(token_ids)} tokens",
-            f"longer than max_model_len={model.max_model_len} allows (one place is for the first new token)",
-            f"Shorten the prompt to {model.max_model_len - 1} tokens, or raise max_model_len if the model can take it",
-        )  # fmt: skip
     if set(map(type, token_ids)) == {int} and min(token_ids) >= 0 and max(token_ids) < model.vocab_size:
         return  # the usual case, at the speed of C; what follows finds the culprit
     for position, token in enumerate(token_ids):
@@ -242,12 +235,9 @@ def _check_prompt(token_ids: Sequence[int], model: ModelFacts) -> None:
             )  # fmt: skip
 
 
-def _check_params(params: SamplingParams | BeamSearchParams, model: ModelFacts, max_num_seqs: int) -> None:
+def _check_params(params: SamplingParams | BeamSearchParams, model: ModelFacts) -> None:
     token_ids: dict[str, Sequence[int]] = {}
-    if isinstance(params, BeamSearchParams):
-        name, width = "beam_width", params.beam_width
-    elif isinstance(params, SamplingParams):
-        name, width = "n" if params.best_of is None else "best_of", params.num_sequences
+    if isinstance(params, SamplingParams):
         token_ids = {
             "logit_bias": list(params.logit_bias or ()),
             "allowed_token_ids": params.allowed_token_ids or (),
@@ -261,13 +251,8 @@ def _check_params(params: SamplingParams | BeamSearchParams, model: ModelFacts, 
                 "bad_words", params.bad_words, "strings, which need a tokenizer to become token ids",
                 "Load the model's tokenizer, or use logit_bias on token ids",
             )  # fmt: skip
-    else:
+    elif not isinstance(params, BeamSearchParams):
         raise RequestError("sampling_params", params, "not sampling parameters", "Give a SamplingParams")
-    if width > max_num_seqs:
-        raise RequestError(
-            name, width, f"more sequences than the engine runs at once (max_num_seqs={max_num_seqs})",
-            f"Lower {name} or start the engine with max_num_seqs={width}",
-        )  # fmt: skip
     token_ids["stop_token_ids"] = params.stop_token_ids or ()
     for field, ids in token_ids.items():
         for token in ids:

@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     given = engine_args(arguments)
     if arguments.name is not None:
         given["model"] = arguments.name
-    config = EngineConfig.from_kwargs(**given)
+    config = EngineConfig(**given)
 
     from quire import backend
     from quire.reference.memory import size_kv

@@ -15,34 +15,31 @@ from quire.reference.control.request import Request
 from quire.reference.control.sequence import Group
 
 
-def new_group(request: Request, config: SchedulerConfig, known_ids: Container[str], arrival: int) -> Group:
-    """Check a request against the limits. RequestError names the first thing that is wrong with it."""
-    params = request.params
-    prompt_len, max_model_len = len(request.prompt_token_ids), config.max_model_len
-    if request.request_id in known_ids:
-        raise RequestError("request_id", request.request_id, "already in use", "Give each request an id of its own")
+def check(prompt_len: int, params: SamplingParams | BeamSearchParams, config: SchedulerConfig) -> None:
+    """Raise RequestError if such a request could never run to its end; it names the first thing that is wrong."""
+    max_model_len = config.max_model_len
     if prompt_len == 0:
-        raise RequestError("prompt", "", "empty", "Give at least one token")
+        raise RequestError("prompt_token_ids", [], "the prompt is empty", "Give at least one token")
     if prompt_len >= max_model_len:
         raise RequestError(
-            "prompt",
+            "prompt_token_ids",
             f"{prompt_len} tokens",
             f"with max_model_len={max_model_len} there is no room for an output token",
-            f"Shorten it to at most {max_model_len - 1} tokens",
+            f"Shorten the prompt to {max_model_len - 1} tokens, or raise max_model_len if the model can take it",
         )
     if isinstance(params, BeamSearchParams):
         field, width, at_once = "beam_width", params.beam_width, params.beam_width  # beams wait for each other
     else:
-        field, width, at_once = "n", params.num_sequences, 1  # parallel samples may take turns
+        field = "n" if params.best_of is None else "best_of"
+        width, at_once = params.num_sequences, 1  # parallel samples may take turns
     if width > config.max_num_seqs:
         raise RequestError(
             field,
             width,
-            f"more sequences than max_num_seqs={config.max_num_seqs}",
-            "Ask for fewer or raise max_num_seqs",
+            f"more sequences than the engine runs at once (max_num_seqs={config.max_num_seqs})",
+            f"Lower {field} or start the engine with max_num_seqs={width}",
         )
-
-    max_len = max_model_len if params.max_tokens is None else min(prompt_len + params.max_tokens, max_model_len)
+    max_len = longest(prompt_len, params, config)
     # What has to be in the cache at the same time must fit. A sequence's last token is never read: it needs no slot.
     capacity = (config.num_blocks - 1) // at_once * config.block_size
     if max_len - 1 > capacity:
@@ -56,8 +53,22 @@ def new_group(request: Request, config: SchedulerConfig, known_ids: Container[st
             f"Lower max_tokens to {room} or raise the KV cache's size" if room > 0 else "Raise the KV cache's size",
         )
 
-    group = Group(request, arrival=arrival, max_len=max_len, params=_sequence_params(params))
-    group.stop_ids = (*(() if params.ignore_eos else request.eos_token_ids), *(params.stop_token_ids or ()))
+
+def longest(prompt_len: int, params: SamplingParams | BeamSearchParams, config: SchedulerConfig) -> int:
+    """Tokens of a sequence at most, prompt included."""
+    if params.max_tokens is None:
+        return config.max_model_len
+    return min(prompt_len + params.max_tokens, config.max_model_len)
+
+
+def new_group(request: Request, config: SchedulerConfig, known_ids: Container[str], arrival: int) -> Group:
+    """A checked request, ready to be scheduled."""
+    params, prompt_len = request.params, len(request.prompt_token_ids)
+    if request.request_id in known_ids:
+        raise RequestError("request_id", request.request_id, "already in use", "Give each request an id of its own")
+    check(prompt_len, params, config)
+    stop_ids = (*(() if params.ignore_eos else request.eos_token_ids), *(params.stop_token_ids or ()))
+    group = Group(request, arrival, longest(prompt_len, params, config), _sequence_params(params), stop_ids)
     if isinstance(params, SamplingParams):
         group.num_unforked = params.num_sequences - 1
         if params.prompt_logprobs is not None:

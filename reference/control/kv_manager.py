@@ -190,7 +190,7 @@ class KVManager:
         return swaps
 
     def swap_in(self, table: BlockTable, num_computed: int, num_tokens: int, budget: int) -> Admission | None:
-        """Bring back a swapped-out sequence with K/V of ``num_computed`` of its ``num_tokens``. None changes nothing."""
+        """Bring back a swapped-out sequence: ``num_computed`` of its ``num_tokens`` have K/V. None changes nothing."""
         end = min(num_computed + budget, num_tokens)
         num_blocks = self.blocks_for(end)
         if num_blocks > self.pool.num_free:

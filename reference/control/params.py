@@ -7,12 +7,16 @@ engine has seen the request.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import wraps
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeVar
 
-from quire.reference.control.errors import RequestError
+from quire.reference.control.errors import QuireError, RequestError
+
+T = TypeVar("T")
 
 MAX_LOGPROBS = 1024  # more per position is a dump of the vocabulary, not a request
 
@@ -31,6 +35,27 @@ def _integer(name: str, value: object, low: int, high: int | None = None) -> Non
     if number is None or number < low or (high is not None and number > high):
         limit = f"of at least {low}" if high is None else f"from {low} to {high}"
         raise RequestError(name, value, "not an allowed integer", f"Give an integer {limit}")
+
+
+def known_fields_only(error: type[QuireError], what: str) -> Callable[[type[T]], type[T]]:
+    """Class decorator for a keyword-only dataclass: an unknown name is refused with what was probably meant."""
+
+    def decorate(cls: type[T]) -> type[T]:
+        build = cls.__init__
+
+        @wraps(build)
+        def checked(self: T, **values: Any) -> None:
+            known = sorted(cls.__dataclass_fields__)  # type: ignore[attr-defined]
+            for name in set(values) - set(known):
+                meant = get_close_matches(name, known, 1)
+                remedy = f"Did you mean {meant[0]}" if meant else f"Known ones are {', '.join(known)}"
+                raise error(name, values[name], f"unknown {what}", remedy)
+            build(self, **values)
+
+        cls.__init__ = checked  # type: ignore[method-assign, assignment]
+        return cls
+
+    return decorate
 
 
 def _token_ids(name: str, value: Sequence[int] | None) -> tuple[int, ...]:
@@ -52,6 +77,7 @@ def _strings(name: str, value: str | Sequence[str] | None) -> tuple[str, ...]:
     return values
 
 
+@known_fields_only(RequestError, "sampling parameter")
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
     """How to choose the next token and when to stop. Names, defaults and meanings are vLLM's.
@@ -146,17 +172,6 @@ class SamplingParams:
                 "Set detokenize=True or use stop_token_ids",
             )
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> SamplingParams:
-        """Build from a mapping; an unknown name is refused with the list of known ones."""
-        known = sorted(set(cls.__dataclass_fields__) - {"bad_words_token_ids"})
-        for name in values:
-            if name not in known:
-                raise RequestError(
-                    name, values[name], "unknown sampling parameter", f"Known ones are {', '.join(known)}"
-                )
-        return cls(**values)
-
     @property
     def num_sequences(self) -> int:
         """Sequences that the engine generates for this request."""
@@ -167,6 +182,7 @@ class SamplingParams:
         return self.temperature == 0
 
 
+@known_fields_only(RequestError, "beam search parameter")
 @dataclass(frozen=True, kw_only=True)
 class BeamSearchParams:
     """Beam search: the ``beam_width`` likeliest continuations are kept at each step (vLLM's names and meanings).

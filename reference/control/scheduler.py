@@ -20,11 +20,10 @@ from __future__ import annotations
 import heapq
 from bisect import insort
 
-from quire.reference.control import beam
-from quire.reference.control.admission import new_group
+from quire.reference.control import admission, beam
 from quire.reference.control.config import SchedulerConfig
 from quire.reference.control.kv_manager import KVManager
-from quire.reference.control.params import BeamSearchParams
+from quire.reference.control.params import BeamSearchParams, SamplingParams
 from quire.reference.control.plan import Copy, Fork, NewSeq, SeqPlan, StepPlan, StepResult
 from quire.reference.control.request import Event, FinishReason, Request, SchedulerStats
 from quire.reference.control.sequence import Group, Sequence, Status
@@ -52,9 +51,13 @@ class Scheduler:
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
+    def check(self, prompt_len: int, params: SamplingParams | BeamSearchParams) -> None:
+        """Raise RequestError if such a request would be refused. Changes nothing."""
+        admission.check(prompt_len, params, self.config)
+
     def add(self, request: Request) -> None:
         """Accept a request; it starts when there is room. RequestError, and nothing changed, if it could never run."""
-        group = new_group(request, self.config, self.groups, self._num_requests)
+        group = admission.new_group(request, self.config, self.groups, self._num_requests)
         self._num_requests += 1
         self.groups[request.request_id] = group
         self._enqueue(self._new_sequence(group, 0, request.prompt_token_ids))
@@ -198,15 +201,15 @@ class Scheduler:
                 break
             group = seq.group
             if seq.table.host_blocks:
-                admission = self.kv.swap_in(seq.table, seq.planned, seq.target, budget)
+                admitted = self.kv.swap_in(seq.table, seq.planned, seq.target, budget)
             else:
                 # Prompt log-probabilities need the logits of every prompt position, so these must be computed.
                 use_cache = group.prompt_logprobs is None or group.prompt_logprobs_sent or seq.index > 0
-                admission = self.kv.admit(seq.table, seq.tokens, budget, use_cache)
-            if admission is None:
+                admitted = self.kv.admit(seq.table, seq.tokens, budget, use_cache)
+            if admitted is None:
                 break
             heapq.heappop(waiting)
-            start, end, write, blocks, swap_in = admission
+            start, end, write, blocks, swap_in = admitted
             self._start(seq)
             if seq.epoch == 1:
                 num_cached = start if write else end

@@ -89,7 +89,7 @@ class Group:
     arrival: int
     max_len: int
     params: SamplingParams
-    stop_ids: tuple[int, ...] = ()
+    stop_ids: tuple[int, ...]
     sequences: list[Sequence] = field(default_factory=list)
     num_unforked: int = 0
     next_index: int = 1

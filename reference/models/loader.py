@@ -174,6 +174,8 @@ def generation_defaults(path: Path) -> dict[str, Any]:
     names = {name: name for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")}
     names["max_new_tokens"] = "max_tokens"
     defaults = {ours: raw[theirs] for theirs, ours in names.items() if raw.get(theirs) is not None}
+    if raw.get("do_sample") is False:
+        defaults["temperature"] = 0.0  # the checkpoint says so; where it says nothing, sampling is the field's default
     eos = raw.get("eos_token_id")
     if eos is None:
         eos = read_json(path / "config.json", "Give a folder saved by save_pretrained").get("eos_token_id")

@@ -25,7 +25,7 @@ REQUESTS = {
     "top_p 0": (lambda m: SamplingParams(top_p=0), "top_p", "(0, 1]"),
     "top_p 1.1": (lambda m: SamplingParams(top_p=1.1), "top_p", "(0, 1]"),
     "temperature negative": (lambda m: SamplingParams(temperature=-1), "temperature", "=-1"),
-    "unknown parameter": (lambda m: SamplingParams.from_dict({"temprature": 1}), "temprature", "temperature"),
+    "unknown parameter": (lambda m: SamplingParams(**{"temprature": 1}), "temprature", "temperature"),
     "unknown engine argument": (lambda m: LLM("pocket", max_seqs=3), "max_seqs", "max_num_seqs"),
     "token id out of range": (lambda m: m.generate([1, 384], GREEDY), "prompt_token_ids", "0 to 383"),
     "negative token id": (lambda m: m.generate([1, -1], GREEDY), "prompt_token_ids", "=-1"),
