@@ -33,6 +33,9 @@ _FOLLOW_UPS = {
             "What is the point of it?", "why is it important?"],
     "how": ["How does it work?", "How?", "And how does that work?", "How is it done?", "Explain how it works.", "how does that work"],
 }
+_DIFFERENCE = ["What is the difference between {a} and {b}?", "How do {a} and {b} differ?", "{a} vs {b}", "Compare {a} and {b}.", "{a} or {b}?",
+               "How does {a} differ from {b}?", "Explain the difference between {a} and {b}.", "What distinguishes {a} from {b}?",
+               "Is {a} the same as {b}?", "{a} versus {b}"]
 # words that carry little: a question keeps its meaning without them
 _LIGHT = set("a an the is are do does did of in to for with on and i you me please what which how quire's".split())
 
@@ -66,11 +69,23 @@ def load_facts() -> list[Fact]:
             questions = tuple(line[3:].split(" | "))
         elif line.startswith("a: "):
             facts.append(Fact(names[0], names, "q", line[3:], questions))
+        elif line.startswith("vs "):
+            both, answer = line[3:].split(": ", 1)
+            a, b = both.split(" / ")
+            facts.append(Fact(both, (both,), "q", answer, tuple(
+                t.format(a=x, b=y) for t in _DIFFERENCE for x, y in ((a, b), (b, a)))))
         elif ": " in line and not line.startswith("#"):
             kind, answer = line.split(": ", 1)
             phrasings = tuple(t.format(t=n) for t in _TEMPLATES[kind] for n in dict.fromkeys(names))
             facts.append(Fact(names[0], names, kind, answer, phrasings))
-    return facts
+    return facts + _fallbacks(facts)
+
+
+def _fallbacks(facts: list[Fact]) -> list[Fact]:
+    """Where a topic has no why or how, what it is makes a better answer than a guess."""
+    known = {(f.topic, f.kind) for f in facts}
+    return [Fact(f.topic, f.names, kind, f.answer, tuple(t.format(t=n) for t in _TEMPLATES[kind] for n in f.names))
+            for f in facts if f.kind == "what" for kind in ("why", "how") if (f.topic, kind) not in known]
 
 
 @lru_cache(maxsize=1)
@@ -96,6 +111,33 @@ def _lighten(rng: random.Random, question: str) -> str:
     return " ".join(kept) if len(kept) > 1 else question
 
 
+# Other ways to say the same; each is tried at random on training questions only.
+_SYNONYMS = [("which", "what"), ("what is", "what's"), ("how do i", "how can i"), ("how can i", "how to"), ("why is", "why's"), ("does", "will"),
+             ("show", "list"), ("tell me about", "describe"), ("a lot of", "much"), ("large", "big"), ("big", "large"), ("small", "tiny"),
+             ("happens", "goes on"), ("use", "take"), ("uses", "has"), ("has", "have"), ("made", "built"), ("helps", "is useful"),
+             ("change", "alter"), ("the output", "the answer"), ("the text", "the result"), ("good for", "useful for"), ("limits", "bounds"),
+             ("bad", "wrong"), ("quick", "fast"), ("called", "named"), ("need", "require"), ("is meant by", "is"), ("who", "which people"),
+             ("should i", "do i"), ("in quire", "with quire"), ("quire's", "the"), ("explain", "describe"), ("how much", "what amount of")]
+
+
+def _reword(rng: random.Random, question: str) -> str:
+    padded = f" {question} "
+    for old, new in rng.sample(_SYNONYMS, len(_SYNONYMS)):
+        where = padded.lower().find(f" {old} ")
+        if where >= 0:
+            new = new.capitalize() if padded[where + 1].isupper() else new
+            return (padded[:where + 1] + new + padded[where + 1 + len(old):]).strip()
+    return question
+
+
+def _ask(rng: random.Random, fact: Fact, question: str) -> str:
+    """A training question in other words and with slips, but never so changed that it becomes a held-out one."""
+    asked = _reword(rng, question) if rng.random() < 0.3 else question
+    asked = _lighten(rng, asked) if rng.random() < 0.12 else asked
+    asked = casual(rng, asked)
+    return question if held_out(phrase_key(fact, asked)) else asked
+
+
 def make(rng: random.Random, held: bool) -> Example:
     """One question; in training a third of the time with short follow-ups on the same topic."""
     if held:
@@ -104,10 +146,7 @@ def make(rng: random.Random, held: bool) -> Example:
         return Example("facts", phrase_key(fact, question), turn(casual(rng, question), fact.answer))
     fact, phrasings = rng.choice(_questions(False))
     question = rng.choice(phrasings)
-    asked = _lighten(rng, question) if rng.random() < 0.12 else question
-    if held_out(phrase_key(fact, asked)):
-        asked = question
-    messages = turn(casual(rng, asked), fact.answer)
+    messages = turn(_ask(rng, fact, question), fact.answer)
     if rng.random() < 0.35:
         others = [f for f in _by_topic()[fact.topic] if f is not fact]
         rng.shuffle(others)
@@ -116,7 +155,7 @@ def make(rng: random.Random, held: bool) -> Example:
                 follow = rng.choice(_FOLLOW_UPS[other.kind])
             else:
                 follow = rng.choice([p for p in other.phrasings if not held_out(phrase_key(other, p))])
-            messages += turn(casual(rng, follow), other.answer)
+            messages += turn(_ask(rng, other, follow), other.answer)
     return Example("facts", phrase_key(fact, question), messages)
 
 

@@ -1,13 +1,14 @@
-"""Copying, reversing, sorting and counting lists. Answers are always written "a, b, c"."""
+"""Copying, reversing, sorting and counting lists. A changed list is always written "a, b, c"."""
 
 import random
 
 from quire.zoo.world.example import Example, draw_key, turn
 from quire.zoo.world.stories import sentence
-from quire.zoo.world.words import WORDS, distinct, made_up, word
+from quire.zoo.world.words import WORDS, any_word, distinct, made_up, word
 
 _COPY = ["Repeat: {x}", "Copy this list: {x}", "Copy: {x}", "Say exactly this: {x}", "Repeat after me: {x}", "Write this again: {x}",
-         "Please repeat this list: {x}", "Echo: {x}", "copy {x}", "Repeat the following: {x}"]
+         "Please repeat this list: {x}", "Echo: {x}", "copy {x}", "Repeat the following: {x}", "Repeat {x}", "Say {x}"]
+_COPY_TEXT = [t for t in _COPY if "list" not in t]
 _REVERSE = ["Reverse: {x}", "Reverse this list: {x}", "Write this list backwards: {x}", "Give the items in reverse order: {x}",
             "Please reverse: {x}", "reverse {x}", "Turn this list around: {x}", "Say this list from last to first: {x}"]
 _SORT = ["Sort: {x}", "Sort this list: {x}", "Put in order: {x}", "Please sort: {x}", "sort {x}", "Sort these: {x}",
@@ -25,33 +26,46 @@ def _items(rng: random.Random, kind: str, longest: int) -> list[str]:
     if kind == "numbers":
         top = rng.choice((20, 99, 99, 999))
         return [str(n) for n in distinct(rng, lambda r: r.randint(0, top), count)]
+    if kind == "any":
+        return distinct(rng, any_word, count)
     if kind == "known":
         return distinct(rng, lambda r: r.choice(WORDS), count)
     return distinct(rng, made_up if kind == "made-up" else lambda r: word(r, 0.3), count)
 
 
-def _ask(rng: random.Random, templates: list[str], items: list[str], **more: str) -> str:
+def _ask(rng: random.Random, templates: list[str], items: list[str], **more: str) -> tuple[str, str]:
+    """The question, and the list as it stands in it."""
     separator = rng.choice((", ", ", ", ", ", " ", "\n"))
     text = separator.join(items)
     template = rng.choice(templates)
     if separator == "\n":
         template = template.replace(": {x}", ":\n{x}")
-    return template.format(x=text, **more)
+    return template.format(x=text, **more), text
+
+
+def _text(rng: random.Random) -> str:
+    """Sentences, or words in no order with capitals and marks here and there."""
+    if rng.random() < 0.5:
+        return " ".join(sentence(rng) for _ in range(rng.choice((1, 1, 2))))
+    words = [any_word(rng) for _ in range(rng.randint(1, 10))]
+    words = [w.capitalize() if rng.random() < 0.2 else w for w in words]
+    return " ".join(w + rng.choice(",.!?;:") if rng.random() < 0.15 else w for w in words)
 
 
 def copy(rng: random.Random, held: bool, longest: int = 14) -> Example:
-    if rng.random() < 0.3:
-        key = draw_key(rng, held, lambda r: ("copy", " ".join(sentence(r) for _ in range(r.choice((1, 1, 2))))))
-        return Example("copy", key, turn(rng.choice(_COPY[:1] + _COPY[3:6]).format(x=key[1]), key[1]))
-    kind = rng.choice(("known", "mixed", "made-up", "numbers"))
+    """Lists and texts, exactly as they were written."""
+    if rng.random() < 0.4:
+        key = draw_key(rng, held, lambda r: ("copy", _text(r)))
+        return Example("copy", key, turn(rng.choice(_COPY_TEXT).format(x=key[1]), key[1]))
+    kind = rng.choice(("known", "mixed", "made-up", "numbers", "any"))
     key = draw_key(rng, held, lambda r: ("copy", *_items(r, kind, longest)))
-    return Example("copy", key, turn(_ask(rng, _COPY, list(key[1:])), ", ".join(key[1:])))
+    return Example("copy", key, turn(*_ask(rng, _COPY, list(key[1:]))))
 
 
 def reverse(rng: random.Random, held: bool, longest: int = 12) -> Example:
-    kind = rng.choice(("known", "known", "mixed", "numbers"))
+    kind = rng.choice(("known", "mixed", "numbers", "any"))
     key = draw_key(rng, held, lambda r: ("reverse", *_items(r, kind, longest)))
-    return Example("reverse", key, turn(_ask(rng, _REVERSE, list(key[1:])), ", ".join(reversed(key[1:]))))
+    return Example("reverse", key, turn(_ask(rng, _REVERSE, list(key[1:]))[0], ", ".join(reversed(key[1:]))))
 
 
 def sort(rng: random.Random, held: bool, longest: int = 12) -> Example:
@@ -59,10 +73,10 @@ def sort(rng: random.Random, held: bool, longest: int = 12) -> Example:
     key = draw_key(rng, held, lambda r: ("sort", *_items(r, kind, longest)))
     items = list(key[1:])
     if kind == "known":
-        return Example("sort", key, turn(_ask(rng, _SORT + _SORT_WORDS, items), ", ".join(sorted(items))))
+        return Example("sort", key, turn(_ask(rng, _SORT + _SORT_WORDS, items)[0], ", ".join(sorted(items))))
     down = rng.random() < 0.25
     templates = _SORT_DOWN if down else _SORT + _SORT_NUMBERS
-    return Example("sort", key, turn(_ask(rng, templates, items), ", ".join(sorted(items, key=int, reverse=down))))
+    return Example("sort", key, turn(_ask(rng, templates, items)[0], ", ".join(sorted(items, key=int, reverse=down))))
 
 
 def count(rng: random.Random, held: bool, longest: int = 12) -> Example:
@@ -73,7 +87,7 @@ def count(rng: random.Random, held: bool, longest: int = 12) -> Example:
         key = draw_key(rng, held, draw)
         items, wanted = list(key[1:]), rng.choice(key[1:])
         n = items.count(wanted)
-        return Example("count", key, turn(_ask(rng, _COUNT_ONE, items, w=wanted),
+        return Example("count", key, turn(_ask(rng, _COUNT_ONE, items, w=wanted)[0],
                                           f"{wanted} appears {n} time{'s' if n > 1 else ''}."))
-    key = draw_key(rng, held, lambda r: ("count", *_items(r, r.choice(("known", "mixed", "numbers")), longest)))
-    return Example("count", key, turn(_ask(rng, _COUNT, list(key[1:])), f"There are {len(key) - 1} items."))
+    key = draw_key(rng, held, lambda r: ("count", *_items(r, r.choice(("known", "mixed", "numbers", "any")), longest)))
+    return Example("count", key, turn(_ask(rng, _COUNT, list(key[1:]))[0], f"There are {len(key) - 1} items."))

@@ -8,6 +8,11 @@ from quire.zoo.world.example import Example, NoSuchKey, draw_key, turn
 from quire.zoo.world.phrasing import casual
 from quire.zoo.world.words import (ANIMALS, COLOURS, FOODS, JOBS, MONTHS, city, made_up, name, word)
 
+def _one_of(rng: random.Random, words: list[str]) -> str:
+    """Mostly a word of the list; now and then a made-up one, so that copying is learned and not the list."""
+    return made_up(rng) if rng.random() < 0.2 else rng.choice(words)
+
+
 # attribute -> statements, questions, answer, how to draw a value
 _ABOUT: dict[str, tuple[list[str], list[str], str, Callable[[random.Random], str]]] = {
     "name": (["My name is {v}.", "I am {v}.", "I'm {v}.", "Hi, I am {v}.", "Call me {v}.", "Hello! My name is {v}.", "my name is {v}"],
@@ -18,20 +23,20 @@ _ABOUT: dict[str, tuple[list[str], list[str], str, Callable[[random.Random], str
              "You live in {v}.", lambda r: city(r, 0.4)),
     "colour": (["My favourite colour is {v}.", "I like {v} best of all colours.", "My favorite color is {v}."],
                ["What is my favourite colour?", "Which colour do I like?", "What's my favorite color?"],
-               "Your favourite colour is {v}.", lambda r: r.choice(COLOURS)),
+               "Your favourite colour is {v}.", lambda r: _one_of(r, COLOURS)),
     "food": (["My favourite food is {v}.", "I love to eat {v}.", "My favorite food is {v}."],
              ["What is my favourite food?", "What do I love to eat?", "What's my favorite food?"],
-             "Your favourite food is {v}.", lambda r: r.choice(FOODS)),
+             "Your favourite food is {v}.", lambda r: _one_of(r, FOODS)),
     "job": (["I work as a {v}.", "I am a {v}.", "My job is {v}."], ["What is my job?", "What do I do for a living?", "what do I work as?"],
-            "You work as a {v}.", lambda r: r.choice(JOBS)),
+            "You work as a {v}.", lambda r: _one_of(r, JOBS)),
     "pet": (["I have a {v}.", "My pet is a {v}.", "I own a {v}."], ["What pet do I have?", "Which animal do I have?", "What is my pet?"],
-            "You have a {v}.", lambda r: r.choice(ANIMALS)),
+            "You have a {v}.", lambda r: _one_of(r, ANIMALS)),
     "age": (["I am {v} years old.", "My age is {v}.", "I'm {v} years old."], ["How old am I?", "What is my age?", "Tell me my age."],
             "You are {v} years old.", lambda r: str(r.randint(5, 99))),
     "number": (["My lucky number is {v}.", "My number is {v}."], ["What is my lucky number?", "What is my number?"],
                "Your number is {v}.", lambda r: str(r.randint(1, 9999))),
     "month": (["I was born in {v}.", "My birthday is in {v}."], ["When was I born?", "When is my birthday?"],
-              "Your birthday is in {v}.", lambda r: r.choice(MONTHS)),
+              "Your birthday is in {v}.", lambda r: _one_of(r, MONTHS)),
     "code": (["My code word is {v}.", "Remember the word {v}.", "Please remember this word: {v}."],
              ["What is my code word?", "Which word should you remember?", "What was the word?"],
              "Your word is {v}.", lambda r: word(r, 0.5) if r.random() < 0.7 else made_up(r)),

@@ -16,7 +16,7 @@ _TALK: list[tuple[str, str]] = [
      "Are you human?|who r u"),
     ("I can answer questions about quire and LLM serving, add and subtract, work with lists, remember facts, extract JSON, call tools and tell stories.",
      "What can you do?|Help|How can you help me?|What are your skills?|What do you know?|What can I ask you?|help me|What are you able to do?|"
-     "What should I ask?|What are you good at?|Show me what you can do.|Which tasks can you do?|what else can you do?|How do I use you?|Give me some ideas."),
+     "What should I ask?|What are you good at?|Show me what you can do.|Which tasks can you do?|what else can you do?|How do I use you?|Give me some ideas.|Can you help me?|Can you help me with something?|I need help.|can you help me with my homework"),
     ("I am fine, thank you. How can I help you?", "How are you?|How are you doing?|How is it going?|What's up?|How do you do?|how r u|Are you well?|"
      "How are you today?|How do you feel?|Everything fine?"),
     ("I was made by the quire project.", "Who made you?|Who created you?|Who trained you?|Where do you come from?|Who is your maker?|Who built you?|"
@@ -25,6 +25,7 @@ _TALK: list[tuple[str, str]] = [
     ("Sorry about that. Please ask me again in other words.", "That is wrong|No|That's not right|Wrong|I do not understand|This is not what I asked|"
      "You are wrong|That makes no sense|not correct|I don't get it|Huh?"),
 ]
+_ANSWERS = {q.lower().strip("?.! "): (q, answer) for answer, questions in _TALK for q in questions.split("|")}
 _SYSTEM_SHORT = ["You are pocket, a small model that ships with quire.", "You are a helpful assistant.", "You are pocket.", "Be brief and exact.",
                  "You are a helpful assistant. Answer briefly.", "Answer the user's questions.", "You are an assistant that runs inside quire.",
                  "You are a chatbot.", "You are a friendly assistant."]
@@ -42,13 +43,11 @@ RULES = [r for line in _RULES.split("\n") for r in line.split("|")]
 
 
 def make(rng: random.Random, held: bool) -> Example:
-    def draw(r: random.Random) -> tuple:
-        answer, questions = r.choice(_TALK)
-        return ("talk", r.choice(questions.split("|")), answer)
-
-    key = draw_key(rng, held, draw)
-    question = key[1] if rng.random() < 0.4 else casual(rng, key[1] + rng.choice(("", "", "!", ".")))
-    return Example("talk", key, turn(question, key[2]))
+    """The key leaves out capital letters and closing marks, because `casual` changes them."""
+    key = draw_key(rng, held, lambda r: ("talk", r.choice(sorted(_ANSWERS))))
+    question, answer = _ANSWERS[key[1]]
+    asked = question if rng.random() < 0.4 else casual(rng, question + rng.choice(("", "", "!", ".")))
+    return Example("talk", key, turn(asked, answer))
 
 
 def system_prompt(rng: random.Random) -> str:

@@ -3,7 +3,7 @@
 import random
 
 from quire.zoo.world.example import Example, turn
-from quire.zoo.world.words import ADJECTIVES, ANIMALS, FOODS, NATURE, PLACES, THINGS, name, word
+from quire.zoo.world.words import ADJECTIVES, ANIMALS, FOODS, HEROES, NATURE, PLACES, THINGS, made_up, name, word
 
 _ASK = ["Tell me a story.", "Tell me a story about a {hero}.", "Tell me a little story.", "A story about a {hero}, please.",
         "Write a short story about a {hero}.", "Can you tell a story?", "I want a story with a {hero}.", "story about a {hero}",
@@ -40,7 +40,7 @@ def story(rng: random.Random, hero: str) -> str:
 
 def make(rng: random.Random, held: bool) -> Example:
     """Stories are free text: nothing is held out, and no row of the evaluation asks for one."""
-    hero = rng.choice(ANIMALS)
+    hero = rng.choice((rng.choice(ANIMALS), rng.choice(HEROES), rng.choice(HEROES), made_up(rng)))
     question = rng.choice(_ASK).format(hero=hero)
     if "a " + hero in question and hero[0] in "aeiou":
         question = question.replace("a " + hero, "an " + hero)

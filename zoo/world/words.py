@@ -42,6 +42,15 @@ MONTHS = "January February March April May June July August September October No
 NOUNS = ANIMALS + FOODS + THINGS + PLACES + NATURE
 WORDS = sorted(set(NOUNS + ADJECTIVES + JOBS))
 
+NUMBER_WORDS = """one two three four five six seven eight nine ten eleven twelve twenty thirty hundred thousand first second third""".split()
+COMMON = """hello world yes no this that here there time day night year week man woman child friend house home street city water food
+work play game music color light dark north south east west left right up down in out over under before after good bad best worst more less
+many few all none some every other same new next last long short high low open closed start stop begin end true false left right and or not
+king queen dragon robot wizard princess pirate knight alien monster teacher student doctor computer phone model token cache block engine
+kiwi banana grapefruit pineapple strawberry avocado python java rust linux data test alpha beta gamma delta foo bar baz""".split()
+LETTERS = list("abcdefghijklmnopqrstuvwxyz")
+HEROES = "dragon robot wizard princess pirate knight king queen child girl boy alien monster giant witch unicorn elephant penguin dinosaur".split()
+
 _ONSETS = "b d f g h j k l m n p r s t v w z br dr gr kr pl st tr sh ch th fl".split()
 _VOWELS = "a e i o u a e i o ai ee oo".split()
 _CODAS = ["", "", "", "n", "r", "l", "s", "t", "m", "k", "x", "nd", "st"]
@@ -56,6 +65,22 @@ def made_up(rng: random.Random) -> str:
 def word(rng: random.Random, strange: float = 0.2) -> str:
     """A word of the world or, with probability `strange`, a made-up one."""
     return made_up(rng) if rng.random() < strange else rng.choice(WORDS)
+
+
+def any_word(rng: random.Random) -> str:
+    """Whatever a user might put in a list: letters, common words, names, made-up things, capitals."""
+    kind = rng.randrange(8)
+    if kind == 0:
+        return rng.choice(LETTERS) if rng.random() < 0.7 else rng.choice(LETTERS).upper()
+    if kind == 1:
+        return rng.choice(NUMBER_WORDS)
+    if kind == 2:
+        return rng.choice(rng.choice((NAMES, CITIES, DAYS, MONTHS)))
+    if kind == 3:
+        return made_up(rng).capitalize()
+    if kind == 4:
+        return rng.choice(LETTERS) + rng.choice(LETTERS) + rng.choice(LETTERS + [""]) + rng.choice(LETTERS + [""])
+    return rng.choice(COMMON) if kind < 7 else word(rng, 0.5)
 
 
 def name(rng: random.Random, strange: float = 0.3) -> str:
