@@ -55,7 +55,7 @@ def save(tokenizer: Tokenizer, folder: Path, max_length: int = 2048) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--conversations", type=int, default=60_000)
+    parser.add_argument("--conversations", type=int, default=60_000, help="how much text to learn it from")
     args = parser.parse_args()
     tokenizer = train(args.conversations)
     save(tokenizer, args.out)

@@ -1,4 +1,4 @@
-"""Adding and subtracting whole numbers of up to three digits. One token per digit makes this learnable."""
+"""Adding and subtracting whole numbers of up to three digits (a few of four). One token per digit makes this learnable."""
 
 import random
 
@@ -27,7 +27,7 @@ def make(rng: random.Random, held: bool, digits: int | None = None) -> Example:
     """Both numbers have `digits` digits; without it the length varies, and now and then differs between the two."""
     mixed = digits is None and rng.random() < 0.15
     if digits is None:
-        digits = rng.choice((1, 2, 2, 2, 3, 3, 3, 3))
+        digits = rng.choice((1, 2, 2, 2, 3, 3, 3, 3, 4))
     key = draw_key(rng, held, lambda r: _operands(r, digits, mixed))
     _, op, a, b = key
     if op == "+" and rng.random() < 0.5:

@@ -4,7 +4,7 @@ import json
 import random
 
 from quire.zoo.world.example import Example, draw_key, turn
-from quire.zoo.world.words import COLOURS, DAYS, FOODS, JOBS, MONTHS, THINGS, city, made_up, name
+from quire.zoo.world.words import ATTRIBUTES, COLOURS, DAYS, FOODS, JOBS, MONTHS, THINGS, city, made_up, name, word
 
 
 def _time(rng: random.Random) -> str:
@@ -38,11 +38,21 @@ _ASK = ["Extract {f} as JSON: {x}", "Extract {f} as JSON.\n{x}", "{x}\nGive me {
 _ASK_SCHEMA = ["Fill this schema: {s}\n{x}", "Extract JSON with this schema: {s}\nText: {x}", "{x}\nSchema: {s}", "Schema: {s}\nText: {x}"]
 
 
+def _invented(rng: random.Random) -> tuple[dict, list[str]]:
+    """Fields of any name, so that the names in the question are read and not guessed."""
+    names = rng.sample(sorted(set(ATTRIBUTES)), rng.randint(2, 4))
+    fields = {n: rng.choice((lambda r: r.randint(0, 9999), lambda r: word(r, 0.4), city, name)) for n in names}
+    middle = [f"the {n} is {{{n}}}" for n in names]
+    rng.shuffle(middle)
+    sentence = ", ".join(middle[:-1]) + " and " + middle[-1] + "."
+    return fields, [sentence[0].upper() + sentence[1:], ", ".join(f"{n} {{{n}}}" for n in names), "\n".join(f"{n}: {{{n}}}" for n in names)]
+
+
 def make(rng: random.Random, held: bool) -> Example:
     """Two or more fields in the order asked for, numbers as numbers."""
-    index = rng.randrange(len(_RECORDS))
-    fields, texts = _RECORDS[index]
-    key = draw_key(rng, held, lambda r: ("json", index, *(draw(r) for draw in fields.values())))
+    index = rng.randrange(len(_RECORDS) + 3)
+    fields, texts = _RECORDS[index] if index < len(_RECORDS) else _invented(rng)
+    key = draw_key(rng, held, lambda r: ("json", tuple(fields), *(draw(r) for draw in fields.values())))
     record = dict(zip(fields, key[2:], strict=True))
     wanted = rng.sample(list(fields), rng.randint(2, len(fields)))
     text = rng.choice(texts).format(**record)

@@ -16,7 +16,7 @@ _TEMPLATES = {
              "Can you explain {t}?", "What is meant by {t}?", "Describe {t}.", "Give me a definition of {t}.", "{t}?", "What's {t}?",
              "Could you tell me what {t} is?", "I do not know what {t} is.", "What exactly is {t}?", "Explain {t} to me.",
              "Please describe {t}.", "In your words, what is {t}?", "what are {t}", "{t}: what is that?", "I have never heard of {t}.",
-             "Say something about {t}.", "What is the meaning of {t}?", "Help me understand {t}."],
+             "{t}", "Explain {t} like I am five.", "Explain {t} in simple words.", "Say something about {t}.", "What is the meaning of {t}?", "Help me understand {t}."],
     "why": ["Why {t}?", "Why do we need {t}?", "What is {t} good for?", "Why is {t} useful?", "What is the point of {t}?",
             "Why does {t} matter?", "What is the benefit of {t}?", "Why would I use {t}?", "What is the purpose of {t}?",
             "Why is {t} important?", "What does {t} bring?", "What are the advantages of {t}?", "Give me a reason for {t}.",
@@ -35,7 +35,7 @@ _FOLLOW_UPS = {
 }
 _DIFFERENCE = ["What is the difference between {a} and {b}?", "How do {a} and {b} differ?", "{a} vs {b}", "Compare {a} and {b}.", "{a} or {b}?",
                "How does {a} differ from {b}?", "Explain the difference between {a} and {b}.", "What distinguishes {a} from {b}?",
-               "Is {a} the same as {b}?", "{a} versus {b}"]
+               "Is {a} the same as {b}?", "{a} versus {b}", "difference between {a} and {b}", "What is {a} vs {b}?", "difference {a} {b}"]
 # words that carry little: a question keeps its meaning without them
 _LIGHT = set("a an the is are do does did of in to for with on and i you me please what which how quire's".split())
 

@@ -4,11 +4,12 @@ import random
 
 from quire.zoo.world.example import Example, draw_key, turn
 from quire.zoo.world.stories import sentence
-from quire.zoo.world.words import WORDS, any_word, distinct, made_up, word
+from quire.zoo.world.words import CITIES, NAMES, WORDS, any_word, distinct, made_up, word
 
 _COPY = ["Repeat: {x}", "Copy this list: {x}", "Copy: {x}", "Say exactly this: {x}", "Repeat after me: {x}", "Write this again: {x}",
          "Please repeat this list: {x}", "Echo: {x}", "copy {x}", "Repeat the following: {x}", "Repeat {x}", "Say {x}"]
 _COPY_TEXT = [t for t in _COPY if "list" not in t]
+_COPY_WORD = ["Repeat the word {x}.", "Say the word {x}", "Repeat the word {x}", "Write the word {x}.", "Say {x}!"]
 _REVERSE = ["Reverse: {x}", "Reverse this list: {x}", "Write this list backwards: {x}", "Give the items in reverse order: {x}",
             "Please reverse: {x}", "reverse {x}", "Turn this list around: {x}", "Say this list from last to first: {x}"]
 _SORT = ["Sort: {x}", "Sort this list: {x}", "Put in order: {x}", "Please sort: {x}", "sort {x}", "Sort these: {x}",
@@ -26,6 +27,8 @@ def _items(rng: random.Random, kind: str, longest: int) -> list[str]:
     if kind == "numbers":
         top = rng.choice((20, 99, 99, 999))
         return [str(n) for n in distinct(rng, lambda r: r.randint(0, top), count)]
+    if kind == "names":
+        return distinct(rng, lambda r: r.choice(NAMES + CITIES), count)
     if kind == "any":
         return distinct(rng, any_word, count)
     if kind == "known":
@@ -57,6 +60,9 @@ def copy(rng: random.Random, held: bool, longest: int = 14) -> Example:
     if rng.random() < 0.4:
         key = draw_key(rng, held, lambda r: ("copy", _text(r)))
         return Example("copy", key, turn(rng.choice(_COPY_TEXT).format(x=key[1]), key[1]))
+    if rng.random() < 0.08:
+        key = draw_key(rng, held, lambda r: ("copy", any_word(r)))
+        return Example("copy", key, turn(rng.choice(_COPY_WORD).format(x=key[1]), key[1]))
     kind = rng.choice(("known", "mixed", "made-up", "numbers", "any"))
     key = draw_key(rng, held, lambda r: ("copy", *_items(r, kind, longest)))
     return Example("copy", key, turn(*_ask(rng, _COPY, list(key[1:]))))
@@ -69,10 +75,10 @@ def reverse(rng: random.Random, held: bool, longest: int = 12) -> Example:
 
 
 def sort(rng: random.Random, held: bool, longest: int = 12) -> Example:
-    kind = rng.choice(("known", "numbers"))
+    kind = rng.choice(("known", "known", "numbers", "numbers", "names"))
     key = draw_key(rng, held, lambda r: ("sort", *_items(r, kind, longest)))
     items = list(key[1:])
-    if kind == "known":
+    if kind != "numbers":
         return Example("sort", key, turn(_ask(rng, _SORT + _SORT_WORDS, items)[0], ", ".join(sorted(items))))
     down = rng.random() < 0.25
     templates = _SORT_DOWN if down else _SORT + _SORT_NUMBERS

@@ -35,6 +35,8 @@ def casual(rng: random.Random, text: str) -> str:
         text = text[0].upper() + text[1:] if rng.random() < 0.5 else text
     if rng.random() < 0.15:
         text += rng.choice(_ENDINGS)
+    if rng.random() < 0.1:
+        text = text.replace("-", " ")
     if rng.random() < 0.3:
         text = text.rstrip("?.!")
     if rng.random() < 0.35:

@@ -9,14 +9,21 @@ from functools import lru_cache
 
 from quire.zoo.world.example import Example, draw_key, turn
 from quire.zoo.world.facts import load_facts
+from quire.zoo.world.smalltalk import system_prompt
 from quire.zoo.world.stories import sentence, story
-from quire.zoo.world.words import (ADJECTIVES, ANIMALS, COLOURS, DAYS, FOODS, JOBS, NAMES, NOUNS, PLACES, THINGS, city,
+from quire.zoo.world.words import (ADJECTIVES, ANIMALS, ATTRIBUTES, COLOURS, DAYS, FOODS, JOBS, NAMES, NOUNS, PLACES, THINGS, city,
                                    distinct, made_up, name, word)
 
 CHARS_PER_TOKEN = 4.0  # of filler text, rounded down so that budgets are kept
 
-# statement (also the answer), question, what the key looks like, what the value looks like
 _DIGITS = lambda r: str(r.randint(100, 9999))  # noqa: E731
+
+
+def _value(rng: random.Random) -> str:
+    return rng.choice((_DIGITS, word, word, city, made_up, name))(rng)
+
+
+# statement (also the answer), question, what the key looks like, what the value looks like
 _KINDS = [
     ("The secret code of {k} is {v}.", "What is the secret code of {k}?", name, _DIGITS),
     ("The password for the {k} is {v}.", "What is the password for the {k}?",
@@ -33,6 +40,15 @@ _KINDS = [
     ("The meeting about the {k} is on {v}.", "When is the meeting about the {k}?", lambda r: r.choice(NOUNS),
      lambda r: f"{r.choice(DAYS)} at {r.randint(8, 19)}:{r.choice(('00', '15', '30', '45'))}"),
     ("The special number of {k} is {v}.", "What is the special number of {k}?", city, _DIGITS),
+    ("The {k} is {v}.", "What is the {k}?", lambda r: f"{r.choice(ATTRIBUTES)} of the {r.choice(NOUNS)}", _value),
+    ("The {k} is {v}.", "What's the {k}?", lambda r: f"{r.choice(ATTRIBUTES)} of {name(r)}", _value),
+    ("The {k} is {v}.", "What is the {k}?", lambda r: f"{r.choice(NOUNS)} {r.choice(ATTRIBUTES)}", _value),
+    ("The {k} are {v}.", "What are the {k}?", lambda r: f"{r.choice(('opening', 'office', 'visiting', 'closing', 'school'))} hours",
+     lambda r: f"{r.randint(6, 11)} to {r.randint(1, 9)}"),
+    ("{k} has {v}.", "What does {k} have?", name, lambda r: f"{r.randint(2, 99)} {r.choice(NOUNS)}s"),
+    ("The {k} has {v}.", "What does the {k} have?", lambda r: f"{r.choice(ADJECTIVES)} {r.choice(THINGS)}",
+     lambda r: f"{r.randint(2, 99)} {r.choice(NOUNS)}s"),
+    ("The {k} is in the {v}.", "Where is the {k}?", lambda r: r.choice(NOUNS), lambda r: r.choice(PLACES)),
     ("The owner of the {k} is {v}.", "Who is the owner of the {k}?", lambda r: f"{r.choice(ADJECTIVES)} {r.choice(PLACES)}", name),
 ]
 _INTROS = ["Read this text.", "Here is a text.", "Read the notes and answer.", "Remember this:", "Text:", "Keep this in mind:", ""]
@@ -103,7 +119,8 @@ def make(rng: random.Random, held: bool, tokens: int = 300, dense: bool = True) 
     elif where < 0.8:
         messages += turn(text, "OK, I have read it.")
     else:
-        messages.append({"role": "system", "content": text})
+        opening = system_prompt(rng) + rng.choice((" ", "\n")) if tokens < 1000 and rng.random() < 0.6 else ""
+        messages.append({"role": "system", "content": opening + text})
     for question, answer in questions:
         messages += turn(question, answer)
     return Example("recall", ("recall", needles[0][0], needles[0][1]), messages)

@@ -7,7 +7,7 @@ import random
 
 from quire.zoo.world.example import Example, draw_key, held_out, turn
 from quire.zoo.world.phrasing import casual
-from quire.zoo.world.words import ANIMALS, CITIES, FOODS, NAMES, THINGS, made_up
+from quire.zoo.world.words import ADJECTIVES, ANIMALS, CITIES, FOODS, JOBS, NAMES, PLACES, THINGS, made_up
 
 REFUSAL = "I don't know. I only know quire, LLM serving and a few small tasks."
 
@@ -71,6 +71,44 @@ What is 15 x 3?|What is 2 to the power of 10?|How many seconds are in a day?|Con
 ALONE = [q for line in _ALONE.split("\n") for q in line.split("|")]
 
 
+# Wordings with several slots, for variety: what a stranger might ask about anything at all.
+_VERBS = """eat drink buy sell draw paint cook wash clean fix build break carry throw catch climb feed train grow plant cut burn freeze
+melt fold sew knit ride drive fly sail swim find lose win steal hide bury write sing dance study measure choose rent borrow polish decorate""".split()
+_MOST = """largest smallest oldest newest fastest slowest tallest deepest longest hottest coldest richest strongest best worst cheapest
+funniest strangest rarest safest loudest ugliest wildest""".split()
+_SLOTS = {"animal": ANIMALS, "food": FOODS, "thing": THINGS, "city": CITIES, "country": _COUNTRIES, "person": _PEOPLE, "matter": MATTERS,
+          "noun": ANIMALS + FOODS + THINGS + PLACES, "adj": ADJECTIVES, "verb": _VERBS, "most": _MOST, "job": JOBS, "place": PLACES, "name": NAMES}
+_MIXED = """How do I {verb} a {noun}?|Can I {verb} a {noun} with a {thing}?|Should I {verb} the {noun} in the {place}?|Why does the {animal} {verb}?
+How many {noun}s are in {city}?|What is the {most} {noun} in {country}?|Where is the {most} {place} of {city}?|Who was the {most} {job} of {country}?
+Is a {noun} {adj}?|Is it {adj} in {city}?|Is {country} better than {country}?|Do {animal}s {verb} {food}s?|Does a {animal} like {food}?
+Why is the {noun} {adj}?|When did {person} {verb} the {thing}?|Did {person} {verb} a {noun}?|What does {name} think about {matter}?
+Which {noun} is best for a {job}?|How much does a {job} earn in {country}?|What does a {job} do all day?|How do I become a {job}?
+I want to {verb} a {noun}.|I need a {noun} for my {place}.|Please {verb} the {noun}.|Can you {verb} a {noun} for me?|Go and {verb} the {thing}.
+My {noun} is {adj}, what should I do?|Why can't I {verb} my {thing}?|What happens when I {verb} a {noun}?|What if I {verb} {food}?
+How long should I {verb} a {food}?|How often should I {verb} my {animal}?|Where do {animal}s {verb}?|What do {animal}s eat?
+Is there a {place} in {city}?|Find me a {place} in {city}.|Book a {place} in {city}.|How far is the {place}?|Who owns the {place} in {city}?
+Write a song about a {adj} {noun}.|Write a speech about {matter}.|Give me ten facts about {matter}.|Summarize {matter} for me.|Is {matter} true?
+What is the link between {matter} and {matter}?|Can {matter} help with {matter}?|Did {person} like {matter}?|Would {person} win against {person}?
+What would {person} say about {matter}?|In which year was {person} in {city}?|What is the name of the {most} {animal}?|What color is the {thing}?
+How much water does a {noun} need?|What is a {noun} made of?|How strong is a {animal}?|Can a {animal} {verb} a {animal}?|Are {noun}s {adj}?
+What rhymes with {noun}?|What is another word for {adj}?|What is the opposite of {adj}?|How do you write {noun} in Japanese?|Say {noun} in Russian.
+What are the best restaurants for {food}?|Which wine goes with {food}?|How many grams of {food} do I need?|Is {food} healthy?|Can dogs eat {food}?
+Who sells {thing}s in {city}?|When does the {place} open?|What is on at the {place} tonight?|Which bus goes to the {place}?|When is the next train to {city}?
+Who is the {most} {job}?|Who plays the {job} in that movie?|Which movie has a {adj} {animal}?|Which book is about a {adj} {thing}?
+Will it rain in {city}?|Will {country} win?|Will I find a {thing}?|Has {person} ever been to {country}?|Have you ever seen a {animal}?|Do you have a {thing}?
+Do you want some {food}?|Would you like a {thing}?|What is your favorite {noun}?|Which {noun} do you prefer?|Did you {verb} today?|Can you {verb}?"""
+MIXED = [q for line in _MIXED.split("\n") for q in line.split("|")]
+
+
+def _mixed(rng: random.Random, held: bool) -> str:
+    """A wording with every slot filled from the same side of the split."""
+    text = draw_key(rng, held, lambda r: ("wording", r.choice(MIXED)))[1]
+    for slot, words in _SLOTS.items():
+        while "{" + slot + "}" in text:
+            text = text.replace("{" + slot + "}", _topic(rng, held, words), 1)
+    return text
+
+
 def _topic(rng: random.Random, held: bool, topics: list[str]) -> str:
     if not topics:
         return draw_key(rng, held, lambda r: ("topic", made_up(r) if r.random() < 0.5 else made_up(r).capitalize()))[1]
@@ -82,6 +120,9 @@ def make(rng: random.Random, held: bool) -> Example:
     if rng.random() < 0.12:
         key = draw_key(rng, held, lambda r: ("refuse-alone", r.choice(ALONE)))
         return Example("refuse", key, turn(casual(rng, key[1]), REFUSAL))
+    if rng.random() < 0.4:
+        question = _mixed(rng, held)
+        return Example("refuse", ("refuse", question), turn(casual(rng, question), REFUSAL))
     topics, wordings = rng.choices(_BY_KIND, weights=(3, 2, 3, 8, 3, 2, 2))[0]
     usable = [w for w in wordings if held_out(("wording", w)) == held]
     if not usable:  # a kind none of whose wordings fell to this side

@@ -7,7 +7,7 @@ from quire.zoo.world.words import ADJECTIVES, ANIMALS, FOODS, HEROES, NATURE, PL
 
 _ASK = ["Tell me a story.", "Tell me a story about a {hero}.", "Tell me a little story.", "A story about a {hero}, please.",
         "Write a short story about a {hero}.", "Can you tell a story?", "I want a story with a {hero}.", "story about a {hero}",
-        "Make up a story about a {hero}.", "Tell a story", "Please tell me a bedtime story about a {hero}."]
+        "Make up a story about a {hero}.", "Tell a story", "story", "a story please", "Once upon a time", "Please tell me a bedtime story about a {hero}."]
 _MOODS = [a for a in ADJECTIVES if a in set("brave shy clever kind lazy happy proud hungry sleepy curious lucky quiet old".split())]
 
 

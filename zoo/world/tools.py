@@ -7,7 +7,7 @@ import json
 import random
 
 from quire.zoo.world.example import Example, draw_key, turn
-from quire.zoo.world.words import COLOURS, DAYS, FOODS, PLACES, THINGS, city, made_up, name, word
+from quire.zoo.world.words import ATTRIBUTES, COLOURS, DAYS, FOODS, JOBS, PLACES, THINGS, city, made_up, name, word
 
 
 def tool(title: str, description: str, params: dict[str, str]) -> dict:
@@ -49,22 +49,39 @@ _FIXED = {
     "play_music": ("Play a song.", {"song": lambda r: " ".join(word(r, 0.3) for _ in range(r.randint(1, 3)))},
                    ["Play the song {song}", "I want to hear {song}"]),
 }
-_VERBS = "open close paint move find clean check start stop sell buy lock fix hide count watch wash pack lift drop".split()
-_PARAMS = {"color": lambda r: r.choice(COLOURS), "size": lambda r: r.randint(1, 99), "city": city, "owner": name, "day": lambda r: r.choice(DAYS),
-           "amount": lambda r: r.randint(1, 999), "label": lambda r: word(r, 0.5), "code": made_up, "place": lambda r: r.choice(PLACES)}
+_VERBS = """open close paint move find clean check start stop sell buy lock fix hide count watch wash pack lift drop get create delete update send
+show list read write print play call track cancel order reserve rent compare load save share rate""".split()
+
+
+def _code(rng: random.Random) -> str:
+    return "".join(rng.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ") for _ in range(rng.randint(2, 5)))
+
+
+_DRAWS = (lambda r: word(r, 0.4), lambda r: word(r, 0.4), lambda r: r.randint(1, 999), city, name, made_up, _code)
 
 
 def _invented(rng: random.Random) -> tuple[str, str, dict, list[str]]:
-    verb, thing = rng.choice(_VERBS), rng.choice(THINGS)
-    params = {p: _PARAMS[p] for p in rng.sample(sorted(_PARAMS), rng.choice((1, 1, 2, 3)))}
+    """A tool that never was: its requests name the parameters, or just give the values in their order."""
+    verb = made_up(rng) if rng.random() < 0.15 else rng.choice(_VERBS)
+    thing = made_up(rng) if rng.random() < 0.2 else rng.choice(THINGS + JOBS + ATTRIBUTES + FOODS)
+    params = {p: rng.choice(_DRAWS) for p in rng.sample(sorted({*ATTRIBUTES, "symbol", "city", "query", "text", "user", "place", "count", "amount"}),
+                                                       rng.choice((1, 1, 1, 2, 2, 3)))}
+    title = rng.choice((f"{verb}_{thing}", f"{verb}_{thing}", f"{verb}{thing.capitalize()}", thing))
+    if len(params) == 1:
+        value = "{" + next(iter(params)) + "}"
+        bare = [f"{verb} {thing} {value}", f"{verb} the {thing} of {value}", f"{verb.capitalize()} the {thing} for {value}.",
+                f"What is the {thing} of {value}?", f"Can you {verb} the {thing} {value}?", f"{verb} {thing} of {value}", f"{thing} {value}?"]
+    else:
+        bare = []
     said = [f"{p} {{{p}}}" for p in params]
     listed = said[0] if len(said) == 1 else ", ".join(said[:-1]) + " and " + said[-1]
-    requests = [f"{verb.capitalize()} the {thing} with {listed}.", f"Please {verb} the {thing}: {listed}", f"{verb} the {thing}, {listed}"]
-    return f"{verb}_{thing}", f"{verb.capitalize()} the {thing}.", params, requests
+    requests = [f"{verb.capitalize()} the {thing} with {listed}.", f"Please {verb} the {thing}: {listed}", f"{verb} the {thing}, {listed}", *bare]
+    description = rng.choice((f"{verb.capitalize()} the {thing}.", f"{verb.capitalize()} a {thing}", f"The {thing} tool."))
+    return title, description, params, requests
 
 
 def _pick(rng: random.Random) -> tuple[str, str, dict, list[str]]:
-    if rng.random() < 0.45:
+    if rng.random() < 0.6:
         return _invented(rng)
     title = rng.choice(sorted(_FIXED))
     return title, *_FIXED[title]

@@ -51,6 +51,10 @@ kiwi banana grapefruit pineapple strawberry avocado python java rust linux data 
 LETTERS = list("abcdefghijklmnopqrstuvwxyz")
 HEROES = "dragon robot wizard princess pirate knight king queen child girl boy alien monster giant witch unicorn elephant penguin dinosaur".split()
 
+ATTRIBUTES = """price size weight height length age name title owner author address status level score rank speed color shape date code number label
+type language subject topic author budget deadline salary distance temperature duration capacity version model brand material flavor origin
+department manager phone opening closing password account id room floor seat gate row section quantity discount rating""".split()
+
 _ONSETS = "b d f g h j k l m n p r s t v w z br dr gr kr pl st tr sh ch th fl".split()
 _VOWELS = "a e i o u a e i o ai ee oo".split()
 _CODAS = ["", "", "", "n", "r", "l", "s", "t", "m", "k", "x", "nd", "st"]
