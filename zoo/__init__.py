@@ -1,6 +1,7 @@
 """The small models that ship with quire, and the scripts that made them.
 
-`model_path("pocket")` is a plain Hugging Face checkpoint folder; `quire.LLM("pocket")` finds it through here.
+`model_path("pocket")` is a plain Hugging Face checkpoint folder; `quire.LLM("pocket")` finds it through
+here.
 """
 
 from importlib import resources

@@ -1,4 +1,4 @@
-"""The chat format in Python: the text that chat_template.jinja renders, a hundred times faster (training needs millions).
+"""The chat format in Python: the text that chat_template.jinja renders, faster (training needs millions).
 
 A test keeps the two equal. `loss_weights` finds the parts that the assistant says.
 """

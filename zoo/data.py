@@ -1,6 +1,7 @@
 """Packed training batches, made on the fly: batch number s is a pure function of (seed, s).
 
-That is what makes training resumable without storing data: a run continued at step s sees the batches it would have seen.
+That is what makes training resumable without storing data: a run continued at step s sees the batches it
+would have seen.
 """
 
 import random
@@ -15,6 +16,8 @@ from torch.utils.data import Dataset
 from quire.zoo import world
 from quire.zoo.chat import END, PAD, START, TEXT, loss_weights, render
 
+Document = tuple[np.ndarray, np.ndarray]  # token ids, loss weights
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -23,13 +26,13 @@ class Recipe:
     seed: int = 1
     rows: int = 64
     length: int = 2048
-    total_steps: int = 20_000
+    total_steps: int = 9000
     prompt_weight: float = 0.03
     curriculum: bool = True
 
 
 def longest_at(recipe: Recipe, step: int) -> int:
-    """Short conversations first: copying forms in minutes at 256 tokens and not at all when it starts at 2,048."""
+    """Short conversations first: copying forms at 256 tokens in minutes, and at 2,048 hardly at all."""
     if not recipe.curriculum:
         return recipe.length
     done = step / recipe.total_steps
@@ -40,21 +43,21 @@ def longest_at(recipe: Recipe, step: int) -> int:
 
 
 class Batches(Dataset):
-    """tokens [B, T] int32, documents [B, T] int32 (which conversation), positions [B, T] int32, weights [B, T] float32."""
+    """Each item: tokens, documents (number of the conversation), positions [B, T] int32; weights float32."""
 
     def __init__(self, tokenizer_file: Path, recipe: Recipe):
         self.recipe = recipe
         self.tokenizer = Tokenizer.from_file(str(tokenizer_file))
-        self.start, self.end, self.pad, self.text = (self.tokenizer.token_to_id(t) for t in (START, END, PAD, TEXT))
+        self.start, self.end, self.pad = (self.tokenizer.token_to_id(t) for t in (START, END, PAD))
         self.assistant = self.tokenizer.token_to_id("assistant")
         assert self.assistant is not None, "the role's name must be one token"
 
     def __len__(self) -> int:
         return self.recipe.total_steps
 
-    def _documents(self, rng: random.Random, longest: int, wanted: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    def _documents(self, rng: random.Random, longest: int, wanted: int) -> list[Document]:
         """Tokenized conversations with their loss weights, `wanted` tokens in all."""
-        found: list[tuple[np.ndarray, np.ndarray]] = []
+        found: list[Document] = []
         size = 0
         while size < wanted:
             texts, plain = [], []
@@ -66,7 +69,8 @@ class Batches(Dataset):
                 else:
                     example = world.conversation(rng, longest)
                     texts.append(render(example.messages, example.tools))
-            for encoding, is_plain in zip(self.tokenizer.encode_batch(texts, add_special_tokens=False), plain, strict=True):
+            for encoding, is_plain in zip(self.tokenizer.encode_batch(texts, add_special_tokens=False), plain,
+                                          strict=True):
                 ids = np.array(encoding.ids, dtype=np.int32)
                 if len(ids) > self.recipe.length:
                     continue
@@ -74,7 +78,8 @@ class Batches(Dataset):
                     weights = np.full(len(ids), 0.3, dtype=np.float32)
                     weights[0] = 0.0
                 else:
-                    weights = loss_weights(ids, self.start, self.end, self.assistant, self.recipe.prompt_weight)
+                    weights = loss_weights(ids, self.start, self.end, self.assistant,
+                                           self.recipe.prompt_weight)
                 found.append((ids, weights))
                 size += len(ids)
         return found

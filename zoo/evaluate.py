@@ -3,7 +3,8 @@
     python -m quire.zoo.evaluate                              # pocket on quire itself
     python -m quire.zoo.evaluate --engine transformers --model runs/pocket/model --json out.json
 
-The prompts come from the held-out side of every split with fixed seeds, so the table is the same on every machine.
+The prompts come from the held-out side of every split with fixed seeds, so the table is the same on every
+machine.
 """
 
 import argparse
@@ -22,15 +23,26 @@ from tokenizers import Tokenizer
 
 from quire.zoo import MODELS, model_path
 from quire.zoo.chat import render
-from quire.zoo.world import Example, arithmetic, extract, facts, lists, memory, recall, refuse, smalltalk, tools
+from quire.zoo.world import (
+    Example,
+    arithmetic,
+    extract,
+    facts,
+    lists,
+    memory,
+    recall,
+    refuse,
+    smalltalk,
+    tools,
+)
 from quire.zoo.world.example import NoSuchKey
 
 MAX_TOKENS = 96
 # row -> the share that the model must reach (false-refuse: must not exceed); None = no promise
 GOALS: dict[str, float | None] = {
-    "arithmetic-2": 0.95, "arithmetic-3": None, "copy": 0.95, "reverse": 0.95, "sort": None, "count": None, "turn-memory": 0.95,
-    "recall-1k": 0.95, "recall-2k": 0.90, "pairs-8": 0.80, "json": 0.90, "tool-call": 0.90, "facts": 0.85, "refuse": 0.85,
-    "false-refuse": 0.05,
+    "arithmetic-2": 0.95, "arithmetic-3": None, "copy": 0.95, "reverse": 0.95, "sort": None, "count": None,
+    "turn-memory": 0.95, "recall-1k": 0.95, "recall-2k": 0.90, "pairs-8": 0.80, "json": 0.90,
+    "tool-call": 0.90, "facts": 0.85, "refuse": 0.85, "false-refuse": 0.05,
 }
 
 
@@ -81,17 +93,25 @@ def questions(row: str, count: int, tokenizer: Tokenizer) -> list[Question]:
     """The held-out prompts of one row; a fifth of the short ones stand under a system prompt."""
     rng = random.Random(row)
     makers: dict[str, Callable[[], Example]] = {
-        "arithmetic-2": partial(arithmetic.make, rng, True, 2), "arithmetic-3": partial(arithmetic.make, rng, True, 3),
-        "copy": partial(lists.copy, rng, True), "reverse": partial(lists.reverse, rng, True), "sort": partial(lists.sort, rng, True),
-        "count": partial(lists.count, rng, True), "turn-memory": partial(memory.make, rng, True, _between),
-        "recall-1k": partial(_recall, rng, tokenizer, 700, 1024), "recall-2k": partial(_recall, rng, tokenizer, 1500, 1950),
-        "pairs-8": partial(recall.pairs, rng, True, 8, False), "json": partial(extract.make, rng, True),
-        "facts": partial(facts.make, rng, True), "refuse": partial(refuse.make, rng, True),
+        "arithmetic-2": partial(arithmetic.make, rng, True, 2),
+        "arithmetic-3": partial(arithmetic.make, rng, True, 3),
+        "copy": partial(lists.copy, rng, True),
+        "reverse": partial(lists.reverse, rng, True),
+        "sort": partial(lists.sort, rng, True),
+        "count": partial(lists.count, rng, True),
+        "turn-memory": partial(memory.make, rng, True, _between),
+        "recall-1k": partial(_recall, rng, tokenizer, 700, 1024),
+        "recall-2k": partial(_recall, rng, tokenizer, 1500, 1950),
+        "pairs-8": partial(recall.pairs, rng, True, 8, False),
+        "json": partial(extract.make, rng, True),
+        "facts": partial(facts.make, rng, True),
+        "refuse": partial(refuse.make, rng, True),
     }
     if row == "tool-call":
         return _tool_calls(count)
     if row == "false-refuse":  # in-world prompts of every kind, half of them facts
-        kinds = [facts.make] * 8 + [smalltalk.make, smalltalk.make, arithmetic.make, lists.copy, lists.reverse, lists.sort, lists.count,
+        kinds = [facts.make] * 8 + [smalltalk.make, smalltalk.make, arithmetic.make, lists.copy,
+                                    lists.reverse, lists.sort, lists.count,
                                     extract.make]
         found = [_question(rng.choice(kinds)(rng, True)) for _ in range(count)]
     else:
@@ -126,7 +146,7 @@ def quire_engine(model: str) -> Answer:
 
 
 def transformers_engine(model: str, dtype: str = "float32", batch: int = 0) -> Answer:
-    """Greedy answers from Hugging Face transformers, to check quire against and to evaluate while training."""
+    """Greedy answers from Hugging Face transformers: a peer to check against, and of use while training."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -137,14 +157,17 @@ def transformers_engine(model: str, dtype: str = "float32", batch: int = 0) -> A
     size = batch or (200 if device == "cuda" else 16)
 
     def answer(asked: list[Question]) -> list[str]:
-        prompts = [tokenizer.apply_chat_template(q.messages, tools=q.tools, add_generation_prompt=True, tokenize=False) for q in asked]
+        prompts = [tokenizer.apply_chat_template(q.messages, tools=q.tools, add_generation_prompt=True,
+                                                 tokenize=False) for q in asked]
         order = sorted(range(len(asked)), key=lambda i: len(prompts[i]))
         texts = [""] * len(asked)
         for start in range(0, len(order), size):
             part = order[start:start + size]
-            inputs = tokenizer([prompts[i] for i in part], return_tensors="pt", padding=True, add_special_tokens=False).to(device)
+            inputs = tokenizer([prompts[i] for i in part], return_tensors="pt", padding=True,
+                               add_special_tokens=False).to(device)
             with torch.inference_mode():
-                out = lm.generate(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], do_sample=False,
+                out = lm.generate(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"],
+                                  do_sample=False,
                                   max_new_tokens=MAX_TOKENS)
             decoded = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
             for i, text in zip(part, decoded, strict=True):
@@ -166,12 +189,14 @@ def table(rows: list[dict]) -> str:
     for row in rows:
         goal = GOALS[row["name"]]
         sign = "≤" if row["name"] == "false-refuse" else "≥"
-        lines.append(f"| {row['name']} | {100 * row['value']:.1f}% | {'' if goal is None else f'{sign} {100 * goal:.0f}%'} |")
+        promise = "" if goal is None else f"{sign} {100 * goal:.0f}%"
+        lines.append(f"| {row['name']} | {100 * row['value']:.1f}% | {promise} |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="pocket", help="a name in the zoo or a checkpoint folder")
     parser.add_argument("--engine", choices=("quire", "transformers"), default="quire")
     parser.add_argument("--dtype", default="float32", help="arithmetic of --engine transformers")
@@ -182,7 +207,10 @@ def main() -> None:
     args = parser.parse_args()
     folder = model_path(args.model) if args.model in MODELS else Path(args.model)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    answer = quire_engine(args.model) if args.engine == "quire" else transformers_engine(args.model, args.dtype)
+    if args.engine == "quire":
+        answer = quire_engine(args.model)
+    else:
+        answer = transformers_engine(args.model, args.dtype)
     rows = []
     for row in args.rows:
         asked = questions(row, args.n, tokenizer)
@@ -192,19 +220,23 @@ def main() -> None:
         wrong = [(q, a) for q, a in zip(asked, answers, strict=True)
                  if (a.strip() == refuse.REFUSAL if row == "false-refuse" else a.strip() != q.answer)]
         for question, text in wrong[:args.show_wrong]:
-            print(f"  ask: {question.messages[-1]['content'][-300:]!r}\n  got: {text!r}\n  not: {question.answer!r}", file=sys.stderr)
+            asked_last = question.messages[-1]["content"][-300:]
+            print(f"  ask: {asked_last!r}\n  got: {text!r}\n  not: {question.answer!r}", file=sys.stderr)
     print(table(rows))
     if args.json:
-        versions = {"python": platform.python_version(), **{p: metadata.version(p) for p in ("torch", "tokenizers", "transformers")}}
-        meta = {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), "hardware": hardware(),
-                "versions": versions, "command": " ".join(["python", "-m", "quire.zoo.evaluate", *sys.argv[1:]])}
+        packages = ("torch", "tokenizers", "transformers")
+        versions = {"python": platform.python_version(), **{p: metadata.version(p) for p in packages}}
+        meta = {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+                "hardware": hardware(),
+                "versions": versions, "command": " ".join(["python", "-m", "quire.zoo.evaluate",
+                                                           *sys.argv[1:]])}
         args.json.write_text(json.dumps({"meta": meta, "rows": rows}, indent=2) + "\n")
 
 
 def hardware() -> str:
     import torch
 
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""The training model: a Llama transformer whose weights are named as Hugging Face's LlamaForCausalLM names them.
+"""The training model: a Llama transformer with the weight names of Hugging Face's LlamaForCausalLM.
 
-Training wants things an inference engine does not: many short conversations in one row, attention masked by document, autograd.
-So this is its own small model; `export` writes the plain checkpoint that everything else loads.
+Training wants things an inference engine does not: many short conversations in one row, attention masked by
+document, autograd. So this is its own small model; `export` writes the plain checkpoint that everything
+else loads.
 """
 
 import json
@@ -32,12 +33,14 @@ class Config:
 
 
 POCKET = Config()
-DRAFT = Config(hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2)
+DRAFT = Config(hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
+               num_key_value_heads=2)
 
 
 def rope_tables(config: Config, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """cos and sin, [max_position_embeddings, head_dim]."""
-    inverse = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, device=device).float() / config.head_dim)
+    inverse = config.rope_theta ** (-torch.arange(0, config.head_dim, 2,
+                                                  device=device).float() / config.head_dim)
     angles = torch.outer(torch.arange(config.max_position_embeddings, device=device).float(), inverse)
     return torch.cat((angles, angles), -1).cos(), torch.cat((angles, angles), -1).sin()
 
@@ -50,7 +53,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def document_mask(documents: Tensor) -> BlockMask | Tensor:
     """Causal, and only within one document. documents: [B, T] a number per packed conversation.
 
-    On a GPU flex_attention skips whole blocks of 128 x 128 that the mask forbids, so packing short conversations costs little.
+    On a GPU flex_attention skips whole blocks of 128 x 128 that the mask forbids, so packing short
+conversations costs little.
     """
     batch, length = documents.shape
     if documents.device.type == "cuda":
@@ -147,13 +151,17 @@ def export(model: Llama, folder: Path, eos_ids: list[int], bos_id: int, pad_id: 
     folder.mkdir(parents=True, exist_ok=True)
     ids = {"bos_token_id": bos_id, "eos_token_id": eos_ids, "pad_token_id": pad_id}
     config = asdict(model.config)
-    config["rope_parameters"] = {"rope_type": "default", "rope_theta": config["rope_theta"]}  # transformers 5 reads this one
-    config |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "attention_bias": False,
-               "mlp_bias": False, "tie_word_embeddings": True, "dtype": "bfloat16", "torch_dtype": "bfloat16", **ids}
+    config["rope_parameters"] = {"rope_type": "default",
+                                 "rope_theta": config["rope_theta"]}  # transformers 5 reads this one
+    config |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+               "attention_bias": False,
+               "mlp_bias": False, "tie_word_embeddings": True, "dtype": "bfloat16", "torch_dtype": "bfloat16",
+               **ids}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     generation = {**ids, "do_sample": False, "max_new_tokens": 256}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
-    weights = {name: p.detach().to("cpu", torch.bfloat16).contiguous() for name, p in model.named_parameters()}
+    weights = {name: p.detach().to("cpu", torch.bfloat16).contiguous() for name,
+               p in model.named_parameters()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 

@@ -1,7 +1,8 @@
 """Muon: momentum whose update is made orthogonal, for the weight matrices inside the layers.
 
-(Keller Jordan and others, 2024; the scale 0.2 * sqrt(width) by Moonshot, 2025, lets it share a learning rate with AdamW.)
-All matrices of one shape are stacked, so that a step is a few dozen batched products instead of thousands of small ones.
+(Keller Jordan and others, 2024; the scale 0.2 * sqrt(width) by Moonshot, 2025, lets it share a learning
+rate with AdamW.) All matrices of one shape are stacked, so that a step is a few dozen batched products
+instead of thousands of small ones.
 """
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Newton-Schulz iteration on [N, rows, columns], rows <= columns: drives every singular value towards 1."""
+    """Newton-Schulz iteration on [N, rows, columns], rows <= columns: brings all singular values near 1."""
     x = matrices.bfloat16() if matrices.is_cuda else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
@@ -40,4 +41,5 @@ class Muon(torch.optim.Optimizer):
                 stack = torch.stack([u.mT if t else u for u, t in zip(updates, tall, strict=True)])
                 done = orthogonalize(stack) * (-group["lr"] * 0.2 * wide**0.5)
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(params, [u.mT if t else u for u, t in zip(done.unbind(), tall, strict=True)])
+                steps = [u.mT if t else u for u, t in zip(done.unbind(), tall, strict=True)]
+                torch._foreach_add_(params, steps)

@@ -33,7 +33,8 @@ def train(conversations: int = 60_000) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY - len(TAGS), special_tokens=list(SPECIAL), show_progress=False,
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY - len(TAGS), special_tokens=list(SPECIAL),
+                                  show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator(corpus(conversations), trainer)
     # Not "special": decoding must keep them, because parsers of tool calls look for them in the text.
@@ -42,12 +43,13 @@ def train(conversations: int = 60_000) -> Tokenizer:
 
 
 def save(tokenizer: Tokenizer, folder: Path, max_length: int = 2048) -> None:
-    """tokenizer.json, tokenizer_config.json and chat_template.jinja, as transformers' AutoTokenizer reads them."""
+    """The files that transformers' AutoTokenizer reads, chat template included."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     template = resources.files("quire.zoo").joinpath("chat_template.jinja").read_text(encoding="utf-8")
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length, "bos_token": TEXT, "eos_token": END,
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length, "bos_token": TEXT,
+              "eos_token": END,
               "pad_token": PAD, "clean_up_tokenization_spaces": False, "chat_template": template}
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

@@ -1,10 +1,11 @@
-"""Trains pocket (and, with a teacher, pocket-draft) on conversations that are generated while it trains.
+"""Trains pocket on conversations that are generated while it trains.
 
-    python -m quire.zoo.train --out runs/pocket --steps 20000          # on an H200 about 20 minutes
-    python -m quire.zoo.train --out runs/pocket --steps 20000          # the same again: continues from runs/pocket/checkpoint.pt
-    python -m quire.zoo.train --out runs/more --init runs/pocket/model --steps 8000 --no-curriculum
+    python -m quire.zoo.train --out runs/pocket     # the model in the zoo; on an H200 seven minutes
+    python -m quire.zoo.train --out runs/pocket     # after an interruption: goes on from runs/pocket/checkpoint.pt
+    python -m quire.zoo.train --out runs/more --init runs/pocket/model --steps 3000 --no-curriculum
 
-Matrices learn with Muon, embeddings and norms with AdamW. The learning rate warms up, stays, and falls to zero over the last part.
+Matrices learn with Muon, embeddings and norms with AdamW. The learning rate warms up, stays, and falls to
+zero over the last part. pocket-draft is trained by distill.py, with the same loop and another loss.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from torch.utils.data import DataLoader
 from quire.zoo import model_path
 from quire.zoo.chat import END, PAD, TEXT
 from quire.zoo.data import Batches, Recipe
-from quire.zoo.model import DRAFT, POCKET, Config, Llama, document_mask, export, load
+from quire.zoo.model import POCKET, Llama, document_mask, export, load
 from quire.zoo.muon import Muon
 
 Loss = Callable[[Llama, dict[str, Tensor]], Tensor]
@@ -34,7 +35,8 @@ def answer_loss(model: Llama, batch: dict[str, Tensor]) -> Tensor:
     """Cross entropy of the next token, weighted: answers count fully, prompts a little."""
     mask = document_mask(batch["documents"])
     logits = model(batch["tokens"], batch["positions"], mask)[:, :-1]
-    losses = F.cross_entropy(logits.flatten(0, 1).float(), batch["tokens"][:, 1:].flatten().long(), reduction="none")
+    losses = F.cross_entropy(logits.flatten(0, 1).float(), batch["tokens"][:, 1:].flatten().long(),
+                             reduction="none")
     weights = batch["weights"][:, 1:].flatten()
     return (losses * weights).sum() / weights.sum()
 
@@ -57,9 +59,11 @@ def save_checkpoint(path: Path, model: Llama, optims: list[torch.optim.Optimizer
     path.with_suffix(".part").replace(path)
 
 
-def fit(model: Llama, recipe: Recipe, out: Path, tokenizer_dir: Path, *, lr: float, warm_up: int = 200, decay: float = 0.3,
-        stop: int | None = None, save_every: int = 1000, workers: int = 0, loss_fn: Loss = answer_loss) -> Llama:
-    """Runs from the checkpoint in `out`, if there is one, to `stop` (default: the end), exporting as it goes."""
+def fit(model: Llama, recipe: Recipe, out: Path, tokenizer_dir: Path, *, lr: float, warm_up: int = 200,
+        decay: float = 0.3,
+        stop: int | None = None, save_every: int = 1000, workers: int = 0,
+        loss_fn: Loss = answer_loss) -> Llama:
+    """Runs from the checkpoint in `out`, if any, to `stop` (default: the end), exporting on the way."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     stop = min(stop or recipe.total_steps, recipe.total_steps)
     out.mkdir(parents=True, exist_ok=True)
@@ -75,7 +79,8 @@ def fit(model: Llama, recipe: Recipe, out: Path, tokenizer_dir: Path, *, lr: flo
             optim.load_state_dict(saved)
         first = state["step"]
         print(f"continuing at step {first}", flush=True)
-    loader = DataLoader(batches, batch_size=None, sampler=range(first, stop), num_workers=workers, pin_memory=device == "cuda",
+    loader = DataLoader(batches, batch_size=None, sampler=range(first, stop), num_workers=workers,
+                        pin_memory=device == "cuda",
                         prefetch_factor=8 if workers else None)
     compute: Loss = torch.compile(loss_fn) if device == "cuda" else loss_fn
     tokenizer: Tokenizer = batches.tokenizer
@@ -112,29 +117,32 @@ def fit(model: Llama, recipe: Recipe, out: Path, tokenizer_dir: Path, *, lr: flo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint and the exported model")
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True,
+                        help="folder for the checkpoint and the exported model")
     parser.add_argument("--tokenizer", type=Path, default=model_path("pocket"))
     parser.add_argument("--init", type=Path, help="start from the weights of this exported model")
-    parser.add_argument("--steps", type=int, default=20_000, help="length of the whole run")
+    parser.add_argument("--steps", type=int, default=9000, help="length of the whole run")
     parser.add_argument("--stop", type=int, help="stop after this many steps of it")
     parser.add_argument("--lr", type=float, default=4e-3)
-    parser.add_argument("--decay", type=float, default=0.3, help="share of the run over which the learning rate falls")
+    parser.add_argument("--decay", type=float, default=0.5,
+                        help="share of the run over which the learning rate falls")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--no-curriculum", action="store_true", help="full length from the first step")
-    parser.add_argument("--draft", action="store_true", help="the draft model's shape")
     parser.add_argument("--workers", type=int, default=12)
     parser.add_argument("--save-every", type=int, default=1000)
     args = parser.parse_args()
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(args.seed)
-    shape: Config = DRAFT if args.draft else POCKET
-    model = load(args.init) if args.init else Llama(shape)
+    model = load(args.init) if args.init else Llama(POCKET)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
-    recipe = Recipe(seed=args.seed, rows=args.rows, length=args.length, total_steps=args.steps, curriculum=not args.no_curriculum)
-    fit(model, recipe, args.out, args.tokenizer, lr=args.lr, decay=args.decay, stop=args.stop, workers=args.workers,
+    recipe = Recipe(seed=args.seed, rows=args.rows, length=args.length, total_steps=args.steps,
+                    curriculum=not args.no_curriculum)
+    fit(model, recipe, args.out, args.tokenizer, lr=args.lr, decay=args.decay, stop=args.stop,
+        workers=args.workers,
         save_every=args.save_every)
 
 

@@ -1,18 +1,31 @@
 """pocket's small world: one module a task, each a function make(rng, held) -> Example.
 
-`conversation` mixes them into training conversations; `quire.zoo.evaluate` draws from the held-out side of each.
+`conversation` mixes them into training conversations; `quire.zoo.evaluate` draws from the held-out side of
+each.
 """
 
 import random
 
-from quire.zoo.world import arithmetic, extract, facts, lists, memory, recall, refuse, smalltalk, stories, tools
+from quire.zoo.world import (
+    arithmetic,
+    extract,
+    facts,
+    lists,
+    memory,
+    recall,
+    refuse,
+    smalltalk,
+    stories,
+    tools,
+)
 from quire.zoo.world.example import Example
 
-__all__ = ["Example", "SINGLE", "conversation", "plain_text"]
+__all__ = ["SINGLE", "Example", "conversation", "plain_text"]
 
 # Tasks of a single exchange, which can follow one another in a chat, and how often.
 SINGLE = {
-    arithmetic.make: 16, lists.copy: 7, lists.reverse: 7, lists.sort: 9, lists.count: 6, facts.make: 30, refuse.make: 20,
+    arithmetic.make: 16, lists.copy: 7, lists.reverse: 7, lists.sort: 9, lists.count: 6, facts.make: 30,
+    refuse.make: 20,
     smalltalk.make: 5, stories.make: 2, extract.make: 8,
 }
 _MAKERS, _WEIGHTS = list(SINGLE), list(SINGLE.values())
@@ -47,8 +60,10 @@ def conversation(rng: random.Random, longest: int) -> Example:
         most = longest * 0.95
         tokens = rng.uniform(60, most) if rng.random() < 0.5 else 60 * (most / 60) ** rng.random()
         example = recall.make(rng, False, int(tokens), dense=rng.random() < 0.85)
-    if example.task in ("pairs", "recall", "tool-call") and rng.random() < 0.2:  # the context must not disturb what comes after
-        example.messages += rng.choice((facts.make, arithmetic.make, smalltalk.make, lists.reverse))(rng, False).messages
+    if example.task in ("pairs", "recall", "tool-call") and rng.random() < 0.2:
+        # what stands in the context must not disturb what comes after
+        maker = rng.choice((facts.make, arithmetic.make, smalltalk.make, lists.reverse))
+        example.messages += maker(rng, False).messages
     if example.messages[0]["role"] != "system" and rng.random() < 0.25:
         example.messages = [{"role": "system", "content": smalltalk.system_prompt(rng)}, *example.messages]
     return example

@@ -1,14 +1,21 @@
-"""Adding and subtracting whole numbers of up to three digits (a few of four). One token per digit makes this learnable."""
+"""Adding and subtracting whole numbers of up to three digits (a few of four).
+
+One token per digit makes this learnable.
+"""
 
 import random
 
 from quire.zoo.world.example import Example, draw_key, turn
 
-_SUMS = ["What is {a} + {b}?", "{a} + {b}", "{a}+{b}", "{a} + {b} =", "What is {a} plus {b}?", "Add {a} and {b}.", "Compute {a} + {b}.",
-         "what's {a} + {b}", "How much is {a} plus {b}?", "{a} plus {b}", "Please add {b} to {a}.", "Calculate {a}+{b}.", "{a}+{b}=?",
+_SUMS = ["What is {a} + {b}?", "{a} + {b}", "{a}+{b}", "{a} + {b} =", "What is {a} plus {b}?",
+         "Add {a} and {b}.", "Compute {a} + {b}.",
+         "what's {a} + {b}", "How much is {a} plus {b}?", "{a} plus {b}", "Please add {b} to {a}.",
+         "Calculate {a}+{b}.", "{a}+{b}=?",
          "What is the sum of {a} and {b}?", "can you add {a} and {b}?"]
-_DIFFERENCES = ["What is {a} - {b}?", "{a} - {b}", "{a}-{b}", "{a} - {b} =", "What is {a} minus {b}?", "Subtract {b} from {a}.",
-                "Compute {a} - {b}.", "what's {a} - {b}", "How much is {a} minus {b}?", "{a} minus {b}", "Take {b} away from {a}.",
+_DIFFERENCES = ["What is {a} - {b}?", "{a} - {b}", "{a}-{b}", "{a} - {b} =", "What is {a} minus {b}?",
+                "Subtract {b} from {a}.",
+                "Compute {a} - {b}.", "what's {a} - {b}", "How much is {a} minus {b}?", "{a} minus {b}",
+                "Take {b} away from {a}.",
                 "Calculate {a}-{b}.", "{a}-{b}=?", "What is {a} less {b}?", "can you subtract {b} from {a}?"]
 
 
@@ -24,7 +31,7 @@ def _operands(rng: random.Random, digits: int, mixed: bool = False) -> tuple:
 
 
 def make(rng: random.Random, held: bool, digits: int | None = None) -> Example:
-    """Both numbers have `digits` digits; without it the length varies, and now and then differs between the two."""
+    """Both numbers have `digits` digits; without it the length varies and may differ."""
     mixed = digits is None and rng.random() < 0.15
     if digits is None:
         digits = rng.choice((1, 2, 2, 2, 3, 3, 3, 3, 4))
@@ -33,4 +40,5 @@ def make(rng: random.Random, held: bool, digits: int | None = None) -> Example:
     if op == "+" and rng.random() < 0.5:
         a, b = b, a
     question = rng.choice(_SUMS if op == "+" else _DIFFERENCES).format(a=a, b=b)
-    return Example(f"arithmetic-{digits}", key, turn(question, f"{a} {op} {b} = {a + b if op == '+' else a - b}"))
+    return Example(f"arithmetic-{digits}", key, turn(question,
+                                                     f"{a} {op} {b} = {a + b if op == '+' else a - b}"))

@@ -1,8 +1,9 @@
 """One training or test conversation, and the rule that keeps the two apart.
 
-The split is by construction: every example has a `key` (the two numbers of a sum, the items of a list, a fact together with
-one phrasing), and a stable hash of the key alone decides whether that instance may be trained on or is held out.
-Generators draw until the hash fits the side they were asked for, so no seed and no sample size can mix them up.
+The split is by construction: every example has a `key` (the two numbers of a sum, the items of a list, a
+fact together with one phrasing), and a stable hash of the key alone decides whether that instance may be
+trained on or is held out. Generators draw until the hash fits the side they were asked for, so no seed and
+no sample size can mix them up.
 """
 
 import hashlib

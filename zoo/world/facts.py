@@ -1,6 +1,7 @@
 """Questions about quire and LLM serving: a few hundred facts (facts.txt), each asked in many ways.
 
-A held-out question is a (fact, phrasing) pair that training never contains, under any opening, ending or typo.
+A held-out question is a (fact, phrasing) pair that training never contains, under any opening, ending or
+typo.
 """
 
 import random
@@ -12,32 +13,51 @@ from quire.zoo.world.example import Example, held_out, turn
 from quire.zoo.world.phrasing import casual
 
 _TEMPLATES = {
-    "what": ["What is {t}?", "What does {t} mean?", "Explain {t}.", "Define {t}.", "Tell me about {t}.", "What do you know about {t}?",
-             "Can you explain {t}?", "What is meant by {t}?", "Describe {t}.", "Give me a definition of {t}.", "{t}?", "What's {t}?",
-             "Could you tell me what {t} is?", "I do not know what {t} is.", "What exactly is {t}?", "Explain {t} to me.",
-             "Please describe {t}.", "In your words, what is {t}?", "what are {t}", "{t}: what is that?", "I have never heard of {t}.",
-             "{t}", "Explain {t} like I am five.", "Explain {t} in simple words.", "Say something about {t}.", "What is the meaning of {t}?", "Help me understand {t}."],
-    "why": ["Why {t}?", "Why do we need {t}?", "What is {t} good for?", "Why is {t} useful?", "What is the point of {t}?",
-            "Why does {t} matter?", "What is the benefit of {t}?", "Why would I use {t}?", "What is the purpose of {t}?",
-            "Why is {t} important?", "What does {t} bring?", "What are the advantages of {t}?", "Give me a reason for {t}.",
-            "Why have {t}?", "What problem does {t} solve?", "What is gained by {t}?", "Why should I care about {t}?",
+    "what": ["What is {t}?", "What does {t} mean?", "Explain {t}.", "Define {t}.", "Tell me about {t}.",
+             "What do you know about {t}?",
+             "Can you explain {t}?", "What is meant by {t}?", "Describe {t}.", "Give me a definition of {t}.",
+             "{t}?", "What's {t}?",
+             "Could you tell me what {t} is?", "I do not know what {t} is.", "What exactly is {t}?",
+             "Explain {t} to me.",
+             "Please describe {t}.", "In your words, what is {t}?", "what are {t}", "{t}: what is that?",
+             "I have never heard of {t}.",
+             "{t}", "Explain {t} like I am five.", "Explain {t} in simple words.", "Say something about {t}.",
+             "What is the meaning of {t}?", "Help me understand {t}."],
+    "why": ["Why {t}?", "Why do we need {t}?", "What is {t} good for?", "Why is {t} useful?",
+            "What is the point of {t}?",
+            "Why does {t} matter?", "What is the benefit of {t}?", "Why would I use {t}?",
+            "What is the purpose of {t}?",
+            "Why is {t} important?", "What does {t} bring?", "What are the advantages of {t}?",
+            "Give me a reason for {t}.",
+            "Why have {t}?", "What problem does {t} solve?", "What is gained by {t}?",
+            "Why should I care about {t}?",
             "Why do people use {t}?", "Which problem does {t} solve?", "What's the use of {t}?"],
-    "how": ["How does {t} work?", "How is {t} done?", "How does {t} do it?", "Explain how {t} works.", "What is the mechanism of {t}?",
-            "How do you implement {t}?", "How is {t} implemented?", "In which way does {t} work?", "What happens in {t}?",
-            "Tell me how {t} works.", "How exactly does {t} work?", "What are the steps of {t}?", "Describe how {t} works.",
+    "how": ["How does {t} work?", "How is {t} done?", "How does {t} do it?", "Explain how {t} works.",
+            "What is the mechanism of {t}?",
+            "How do you implement {t}?", "How is {t} implemented?", "In which way does {t} work?",
+            "What happens in {t}?",
+            "Tell me how {t} works.", "How exactly does {t} work?", "What are the steps of {t}?",
+            "Describe how {t} works.",
             "how do {t} work", "Can you explain how {t} works?", "What is {t} doing inside?"],
 }
 _FOLLOW_UPS = {
-    "what": ["What is that?", "What does that mean?", "And what is it exactly?", "Explain that again.", "What is it?"],
-    "why": ["Why?", "Why is that useful?", "Why does it matter?", "What is it good for?", "And why?", "Why do we need it?",
+    "what": ["What is that?", "What does that mean?", "And what is it exactly?", "Explain that again.",
+             "What is it?"],
+    "why": ["Why?", "Why is that useful?", "Why does it matter?", "What is it good for?", "And why?",
+            "Why do we need it?",
             "What is the point of it?", "why is it important?"],
-    "how": ["How does it work?", "How?", "And how does that work?", "How is it done?", "Explain how it works.", "how does that work"],
+    "how": ["How does it work?", "How?", "And how does that work?", "How is it done?",
+            "Explain how it works.", "how does that work"],
 }
-_DIFFERENCE = ["What is the difference between {a} and {b}?", "How do {a} and {b} differ?", "{a} vs {b}", "Compare {a} and {b}.", "{a} or {b}?",
-               "How does {a} differ from {b}?", "Explain the difference between {a} and {b}.", "What distinguishes {a} from {b}?",
-               "Is {a} the same as {b}?", "{a} versus {b}", "difference between {a} and {b}", "What is {a} vs {b}?", "difference {a} {b}"]
+_DIFFERENCE = ["What is the difference between {a} and {b}?", "How do {a} and {b} differ?", "{a} vs {b}",
+               "Compare {a} and {b}.", "{a} or {b}?",
+               "How does {a} differ from {b}?", "Explain the difference between {a} and {b}.",
+               "What distinguishes {a} from {b}?",
+               "Is {a} the same as {b}?", "{a} versus {b}", "difference between {a} and {b}",
+               "What is {a} vs {b}?", "difference {a} {b}"]
 # words that carry little: a question keeps its meaning without them
-_LIGHT = set("a an the is are do does did of in to for with on and i you me please what which how quire's".split())
+_LIGHT = set("""a an the is are do does did of in to for with on and i you me please what which how
+quire's""".split())
 
 
 @dataclass(frozen=True)
@@ -62,7 +82,8 @@ def load_facts() -> list[Fact]:
     facts: list[Fact] = []
     names: tuple[str, ...] = ()
     questions: tuple[str, ...] = ()
-    for line in resources.files("quire.zoo.world").joinpath("facts.txt").read_text(encoding="utf-8").splitlines():
+    text = resources.files("quire.zoo.world").joinpath("facts.txt").read_text(encoding="utf-8")
+    for line in text.splitlines():
         if line.startswith("== "):
             names = tuple(line[3:].split(" | "))
         elif line.startswith("q: "):
@@ -84,7 +105,8 @@ def load_facts() -> list[Fact]:
 def _fallbacks(facts: list[Fact]) -> list[Fact]:
     """Where a topic has no why or how, what it is makes a better answer than a guess."""
     known = {(f.topic, f.kind) for f in facts}
-    return [Fact(f.topic, f.names, kind, f.answer, tuple(t.format(t=n) for t in _TEMPLATES[kind] for n in f.names))
+    return [Fact(f.topic, f.names, kind, f.answer,
+                 tuple(t.format(t=n) for t in _TEMPLATES[kind] for n in f.names))
             for f in facts if f.kind == "what" for kind in ("why", "how") if (f.topic, kind) not in known]
 
 
@@ -112,12 +134,17 @@ def _lighten(rng: random.Random, question: str) -> str:
 
 
 # Other ways to say the same; each is tried at random on training questions only.
-_SYNONYMS = [("which", "what"), ("what is", "what's"), ("how do i", "how can i"), ("how can i", "how to"), ("why is", "why's"), ("does", "will"),
-             ("show", "list"), ("tell me about", "describe"), ("a lot of", "much"), ("large", "big"), ("big", "large"), ("small", "tiny"),
-             ("happens", "goes on"), ("use", "take"), ("uses", "has"), ("has", "have"), ("made", "built"), ("helps", "is useful"),
-             ("change", "alter"), ("the output", "the answer"), ("the text", "the result"), ("good for", "useful for"), ("limits", "bounds"),
-             ("bad", "wrong"), ("quick", "fast"), ("called", "named"), ("need", "require"), ("is meant by", "is"), ("who", "which people"),
-             ("should i", "do i"), ("in quire", "with quire"), ("quire's", "the"), ("explain", "describe"), ("how much", "what amount of")]
+_SYNONYMS = [
+    ("which", "what"), ("what is", "what's"), ("how do i", "how can i"), ("how can i", "how to"),
+    ("why is", "why's"), ("does", "will"), ("show", "list"), ("tell me about", "describe"),
+    ("a lot of", "much"), ("large", "big"), ("big", "large"), ("small", "tiny"), ("happens", "goes on"),
+    ("use", "take"), ("uses", "has"), ("has", "have"), ("made", "built"), ("helps", "is useful"),
+    ("change", "alter"), ("the output", "the answer"), ("the text", "the result"),
+    ("good for", "useful for"), ("limits", "bounds"), ("bad", "wrong"), ("quick", "fast"),
+    ("called", "named"), ("need", "require"), ("is meant by", "is"), ("who", "which people"),
+    ("should i", "do i"), ("in quire", "with quire"), ("quire's", "the"), ("explain", "describe"),
+    ("how much", "what amount of"),
+]
 
 
 def _reword(rng: random.Random, question: str) -> str:
@@ -131,7 +158,7 @@ def _reword(rng: random.Random, question: str) -> str:
 
 
 def _ask(rng: random.Random, fact: Fact, question: str) -> str:
-    """A training question in other words and with slips, but never so changed that it becomes a held-out one."""
+    """A training question in other words and with slips, but never changed into a held-out one."""
     asked = _reword(rng, question) if rng.random() < 0.3 else question
     asked = _lighten(rng, asked) if rng.random() < 0.12 else asked
     asked = casual(rng, asked)

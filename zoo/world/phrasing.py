@@ -5,10 +5,13 @@ Applied to the wording of a question, never to the data in it, and never to the 
 
 import random
 
-_OPENINGS = ["hey, ", "hi, ", "hello! ", "please ", "please tell me: ", "can you tell me: ", "quick question: ", "so, ",
-             "ok, ", "and ", "I wonder: ", "I would like to know: ", "tell me, ", "one more thing: ", "question: ",
+_OPENINGS = ["hey, ", "hi, ", "hello! ", "please ", "please tell me: ", "can you tell me: ",
+             "quick question: ", "so, ",
+             "ok, ", "and ", "I wonder: ", "I would like to know: ", "tell me, ", "one more thing: ",
+             "question: ",
              "um, ", "well, ", "just curious: ", "a question: ", "help me: ", "do you know: "]
-_ENDINGS = [" please", ", please", " thanks", " Thanks!", " Please explain.", " Be brief.", " I am new to this.", "?",
+_ENDINGS = [" please", ", please", " thanks", " Thanks!", " Please explain.", " Be brief.",
+            " I am new to this.", "?",
             "??", " :)", " I keep forgetting.", " In one sentence.", " in short"]
 
 
@@ -31,7 +34,8 @@ def casual(rng: random.Random, text: str) -> str:
     if rng.random() < 0.45:
         return text
     if rng.random() < 0.35:
-        text = rng.choice(_OPENINGS) + text[0].lower() + text[1:] if text[1:2].islower() else rng.choice(_OPENINGS) + text
+        opening = rng.choice(_OPENINGS)
+        text = opening + (text[0].lower() + text[1:] if text[1:2].islower() else text)
         text = text[0].upper() + text[1:] if rng.random() < 0.5 else text
     if rng.random() < 0.15:
         text += rng.choice(_ENDINGS)

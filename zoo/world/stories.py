@@ -3,12 +3,26 @@
 import random
 
 from quire.zoo.world.example import Example, turn
-from quire.zoo.world.words import ADJECTIVES, ANIMALS, FOODS, HEROES, NATURE, PLACES, THINGS, made_up, name, word
+from quire.zoo.world.words import (
+    ADJECTIVES,
+    ANIMALS,
+    FOODS,
+    HEROES,
+    NATURE,
+    PLACES,
+    THINGS,
+    made_up,
+    name,
+    word,
+)
 
-_ASK = ["Tell me a story.", "Tell me a story about a {hero}.", "Tell me a little story.", "A story about a {hero}, please.",
-        "Write a short story about a {hero}.", "Can you tell a story?", "I want a story with a {hero}.", "story about a {hero}",
-        "Make up a story about a {hero}.", "Tell a story", "story", "a story please", "Once upon a time", "Please tell me a bedtime story about a {hero}."]
-_MOODS = [a for a in ADJECTIVES if a in set("brave shy clever kind lazy happy proud hungry sleepy curious lucky quiet old".split())]
+_ASK = ["Tell me a story.", "Tell me a story about a {hero}.", "Tell me a little story.",
+        "A story about a {hero}, please.",
+        "Write a short story about a {hero}.", "Can you tell a story?", "I want a story with a {hero}.",
+        "story about a {hero}",
+        "Make up a story about a {hero}.", "Tell a story", "story", "a story please", "Once upon a time",
+        "Please tell me a bedtime story about a {hero}."]
+_MOODS = """old quiet brave shy clever kind lazy happy proud hungry sleepy curious lucky""".split()
 
 
 def _a(noun: str) -> str:
@@ -21,19 +35,23 @@ def story(rng: random.Random, hero: str) -> str:
     friend, food, who = rng.choice(ANIMALS), rng.choice(FOODS), name(rng, 0.1)
     parts = [rng.choice([f"Once upon a time there was {_a(mood)} {hero} named {who}.",
                          f"In {_a(place)} there lived {_a(mood)} {hero} named {who}."]),
-             rng.choice([f"{who} had lost {_a(goal)} and missed it every day.", f"One day {who} found an old map of {_a(goal)}.",
+             rng.choice([f"{who} had lost {_a(goal)} and missed it every day.",
+                         f"One day {who} found an old map of {_a(goal)}.",
                          f"{who} wanted nothing more than {_a(goal)}."]),
              rng.choice([f"So {who} walked to the {rng.choice(PLACES)} to look for it.",
                          f"So {who} went over the hill and through the {rng.choice(PLACES)}."])]
     if rng.random() < 0.5:
-        parts.append(rng.choice(["Soon it began to rain.", "The night was cold and dark.", "The way was long, but the sun was warm.",
+        parts.append(rng.choice(["Soon it began to rain.", "The night was cold and dark.",
+                                 "The way was long, but the sun was warm.",
                                  f"The wind blew over the {rng.choice(NATURE)}."]))
-    parts += [rng.choice([f"There {who} met {_a(friend)}, who was hungry.", f"By the road sat {_a(friend)} and cried."]),
+    parts += [rng.choice([f"There {who} met {_a(friend)}, who was hungry.",
+                          f"By the road sat {_a(friend)} and cried."]),
               rng.choice([f"{who} gave the {friend} some {food}, and the {friend} smiled.",
                           f"{who} shared the last {food} with the {friend}."]),
               rng.choice([f"Then the {friend} showed {who} where the {goal} was hidden.",
                           f"To say thanks, the {friend} helped {who} to find the {goal}."]),
-              rng.choice(["They went home together and were friends ever after.", f"From that day on {who} was never alone.",
+              rng.choice(["They went home together and were friends ever after.",
+                          f"From that day on {who} was never alone.",
                           f"And the {goal} still stands in the {place} today."])]
     return " ".join(parts)
 
@@ -60,7 +78,8 @@ def sentence(rng: random.Random) -> str:
     if kind == 3:
         return f"It was {_a(c(ADJECTIVES))} morning, and the {c(NATURE)} was {c(ADJECTIVES)}."
     if kind == 4:
-        return f"{rng.randint(0, 23)}:{rng.randint(10, 59)} INFO step {rng.randint(1, 999)} took {rng.randint(1, 99)} ms"
+        clock = f"{rng.randint(0, 23)}:{rng.randint(10, 59)}"
+        return f"{clock} INFO step {rng.randint(1, 999)} took {rng.randint(1, 99)} ms"
     if kind == 5:
         return f"{name(rng)}: did you see the {c(ADJECTIVES)} {c(ANIMALS)} near the {p}?"
     if kind == 6:
