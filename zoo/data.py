@@ -48,9 +48,10 @@ class Batches(Dataset):
     def __init__(self, tokenizer_file: Path, recipe: Recipe):
         self.recipe = recipe
         self.tokenizer = Tokenizer.from_file(str(tokenizer_file))
-        self.start, self.end, self.pad = (self.tokenizer.token_to_id(t) for t in (START, END, PAD))
-        self.assistant = self.tokenizer.token_to_id("assistant")
-        assert self.assistant is not None, "the role's name must be one token"
+        vocabulary = self.tokenizer.get_vocab()
+        # a KeyError here: the role's name must be one token
+        ids = (vocabulary[t] for t in (START, END, PAD, "assistant"))
+        self.start, self.end, self.pad, self.assistant = ids
 
     def __len__(self) -> int:
         return self.recipe.total_steps

@@ -78,7 +78,8 @@ def _recall(rng: random.Random, tokenizer: Tokenizer, low: int, high: int) -> Ex
 
 def _tool_calls(count: int) -> list[Question]:
     """Ten requests to each set of tools, because a batch of chats shares its tools."""
-    rng, found = random.Random("tool-call"), []
+    rng = random.Random("tool-call")
+    found: list[Question] = []
     while len(found) < count:
         box = tools.toolbox(rng)
         definitions = [tools.define(spec, rng) for spec in box]

@@ -134,6 +134,8 @@ class Llama(nn.Module):
                 wide = name.endswith(("o_proj.weight", "down_proj.weight"))
                 nn.init.normal_(weight, std=0.02 * (residual_scale if wide else 1.0))
         cos, sin = rope_tables(config, "cpu")
+        self.cos: Tensor
+        self.sin: Tensor
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 

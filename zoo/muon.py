@@ -5,6 +5,8 @@ rate with AdamW.) All matrices of one shape are stacked, so that a step is a few
 instead of thousands of small ones.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -20,17 +22,18 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    def __init__(self, params: list[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.1):
+    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95,
+                 weight_decay: float = 0.1):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             shapes: dict[tuple[int, int], list[Tensor]] = {}
             for p in group["params"]:
                 shapes.setdefault((min(p.shape), max(p.shape)), []).append(p)
             for (_, wide), params in shapes.items():
-                grads = [p.grad for p in params]
+                grads = [p.grad for p in params if p.grad is not None]
                 for p in params:
                     if "momentum" not in self.state[p]:
                         self.state[p]["momentum"] = torch.zeros_like(p)

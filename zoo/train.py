@@ -1,7 +1,7 @@
 """Trains pocket on conversations that are generated while it trains.
 
     python -m quire.zoo.train --out runs/pocket     # the model in the zoo; on an H200 seven minutes
-    python -m quire.zoo.train --out runs/pocket     # after an interruption: goes on from runs/pocket/checkpoint.pt
+    python -m quire.zoo.train --out runs/pocket     # again: goes on from runs/pocket/checkpoint.pt
     python -m quire.zoo.train --out runs/more --init runs/pocket/model --steps 3000 --no-curriculum
 
 Matrices learn with Muon, embeddings and norms with AdamW. The learning rate warms up, stays, and falls to
@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -83,12 +82,11 @@ def fit(model: Llama, recipe: Recipe, out: Path, tokenizer_dir: Path, *, lr: flo
                         pin_memory=device == "cuda",
                         prefetch_factor=8 if workers else None)
     compute: Loss = torch.compile(loss_fn) if device == "cuda" else loss_fn
-    tokenizer: Tokenizer = batches.tokenizer
+    end, text, pad = (batches.tokenizer.get_vocab()[t] for t in (END, TEXT, PAD))
 
     def save(step: int) -> None:
         save_checkpoint(checkpoint, model, optims, step)
-        ids = [tokenizer.token_to_id(t) for t in (END, TEXT, PAD)]
-        export(model, out / "model", eos_ids=[ids[0], ids[1]], bos_id=ids[1], pad_id=ids[2])
+        export(model, out / "model", eos_ids=[end, text], bos_id=text, pad_id=pad)
         for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
             shutil.copy(tokenizer_dir / name, out / "model" / name)
 

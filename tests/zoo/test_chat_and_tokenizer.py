@@ -61,12 +61,14 @@ def test_the_template_writes_structured_tool_calls_as_training_does() -> None:
     for content in (None, ""):
         called = {"role": "assistant", "content": content,
                   "tool_calls": [{"type": "function", "function": {"name": name, "arguments": body}}]}
-        assert tokenizer.apply_chat_template([example.messages[0], called], tools=example.tools, tokenize=False) == \
-            render(example.messages[:2], example.tools)
+        messages = [example.messages[0], called]
+        text = tokenizer.apply_chat_template(messages, tools=example.tools, tokenize=False)
+        assert text == render(example.messages[:2], example.tools)
 
 
 def test_weights_mark_the_assistants_words() -> None:
-    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello! How can I help you?"},
+    messages = [{"role": "user", "content": "Hi"},
+                {"role": "assistant", "content": "Hello! How can I help you?"},
                 {"role": "user", "content": "1 + 1"}, {"role": "assistant", "content": "1 + 1 = 2"}]
     ids = np.array(TOKENIZER.encode(render(messages)).ids)
     weights = loss_weights(ids, 1, 2, TOKENIZER.token_to_id("assistant"), 0.05)

@@ -34,7 +34,8 @@ def test_the_checkpoint_is_a_plain_llama(name: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(model_path(name))
     assert model.config.max_position_embeddings == 2048
     tokenizer = AutoTokenizer.from_pretrained(model_path(name))
-    assert tokenizer.eos_token == "<|im_end|>" and tokenizer.eos_token_id in model.generation_config.eos_token_id
+    assert tokenizer.eos_token == "<|im_end|>"
+    assert tokenizer.eos_token_id in model.generation_config.eos_token_id
 
 
 @pytest.mark.parametrize("name", MODELS)

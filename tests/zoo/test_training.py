@@ -14,15 +14,16 @@ from quire.zoo.model import Config, Llama, document_mask, load
 from quire.zoo.muon import orthogonalize
 from quire.zoo.train import fit
 
-TOY = Config(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-             head_dim=8)
+TOY = Config(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+             num_key_value_heads=2, head_dim=8)
 RECIPE = Recipe(seed=3, rows=2, length=256, total_steps=4)
 
 
 def toy_run(out: Path, stops: list[int], **more) -> dict[str, torch.Tensor]:
     for stop in stops:
         torch.manual_seed(0)
-        fit(Llama(TOY), RECIPE, out, model_path("pocket"), lr=1e-3, warm_up=2, stop=stop, save_every=100, **more)
+        tokenizer = model_path("pocket")
+        fit(Llama(TOY), RECIPE, out, tokenizer, lr=1e-3, warm_up=2, stop=stop, save_every=100, **more)
     return load_file(out / "model" / "model.safetensors")
 
 

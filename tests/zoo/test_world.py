@@ -116,7 +116,8 @@ def test_json_answers_parse_and_are_in_the_text() -> None:
 
 def test_tool_calls_name_a_given_tool_and_its_parameters() -> None:
     for example in sample("tools", False):
-        given = {t["function"]["name"]: t["function"]["parameters"]["properties"] for t in example.tools or []}
+        functions = [t["function"] for t in example.tools or []]
+        given = {f["name"]: f["parameters"]["properties"] for f in functions}
         for message in example.messages:
             if message["role"] == "assistant" and message["content"].startswith("<tool_call>"):
                 body = json.loads(message["content"].split("\n")[1])

@@ -8,6 +8,8 @@ from quire.zoo.world.example import Example, NoSuchKey, draw_key, turn
 from quire.zoo.world.phrasing import casual
 from quire.zoo.world.words import ANIMALS, COLOURS, FOODS, JOBS, MONTHS, city, made_up, name, word
 
+Between = Callable[[random.Random], list[dict]]
+
 
 def _one_of(rng: random.Random, words: list[str]) -> str:
     """Mostly a word of the list; now and then a made-up one, so that copying is learned and not the list."""
@@ -57,23 +59,24 @@ def _acknowledge(attribute: str, value: str) -> str:
     return f"Nice to meet you, {value}!" if attribute == "name" else ACKNOWLEDGE
 
 
+def _draw_value(rng: random.Random, held: bool, attribute: str) -> str:
+    draw = _ABOUT[attribute][3]
+    return draw_key(rng, held, lambda r: ("memory", attribute, draw(r)))[2]
+
+
 @lru_cache
 def _has_held_out(attribute: str) -> bool:
     """Of a dozen months, say, it may be that the split holds none out."""
-    draw = _ABOUT[attribute][3]
     try:
-        return bool(draw_key(random.Random(0), True, lambda r: ("memory", attribute, draw(r))))
+        return bool(_draw_value(random.Random(0), True, attribute))
     except NoSuchKey:
         return False
 
 
-def make(rng: random.Random, held: bool, between: Callable[[random.Random],
-                                                           list[dict]] | None = None) -> Example:
+def make(rng: random.Random, held: bool, between: Between | None = None) -> Example:
     """One to four statements, then turns about other things (`between`), then the questions."""
     attributes = rng.sample([a for a in _ABOUT if not held or _has_held_out(a)], rng.choice((1, 1, 2, 3, 4)))
-    told = {}
-    for attribute in attributes:
-        told[attribute] = draw_key(rng, held, lambda r, a=attribute: ("memory", a, _ABOUT[a][3](r)))[2]
+    told = {attribute: _draw_value(rng, held, attribute) for attribute in attributes}
     messages: list[dict] = []
     if len(told) > 1 and rng.random() < 0.4:  # all in one breath
         text = " ".join(rng.choice(_ABOUT[a][0]).format(v=v) for a, v in told.items())
@@ -83,8 +86,9 @@ def make(rng: random.Random, held: bool, between: Callable[[random.Random],
             messages += turn(rng.choice(_ABOUT[attribute][0]).format(v=value), _acknowledge(attribute, value))
             if between and rng.random() < 0.3:
                 messages += between(rng)
-    for _ in range(rng.choice((0, 1, 1, 2, 3)) if between else 0):
-        messages += between(rng)
+    if between:
+        for _ in range(rng.choice((0, 1, 1, 2, 3))):
+            messages += between(rng)
     order = rng.sample(attributes, len(attributes))
     if held:  # one question is enough to measure
         order = order[:1]

@@ -5,6 +5,7 @@ copied known words learns the words, one that also copied "zubrine" learns to co
 """
 
 import random
+from collections.abc import Callable
 
 ANIMALS = """fox owl cat dog bear wolf hare deer mouse horse goat sheep duck goose swan crow hawk frog toad
 newt
@@ -128,9 +129,9 @@ def city(rng: random.Random, strange: float = 0.2) -> str:
     return made_up(rng).capitalize() if rng.random() < strange else rng.choice(CITIES)
 
 
-def distinct(rng: random.Random, draw, count: int) -> list:
+def distinct(rng: random.Random, draw: Callable[[random.Random], str], count: int) -> list[str]:
     """`count` different results of draw(rng), in the order drawn."""
-    found: dict = {}
+    found: dict[str, None] = {}
     while len(found) < count:
         found[draw(rng)] = None
     return list(found)
