@@ -37,7 +37,7 @@ def _items(rng: random.Random, kind: str, longest: int) -> list[str]:
     count = rng.randint(2, longest)
     if kind == "numbers":
         top = rng.choice((20, 99, 99, 999))
-        return [str(n) for n in distinct(rng, lambda r: r.randint(0, top), count)]
+        return distinct(rng, lambda r: str(r.randint(0, top)), count)
     if kind == "names":
         return distinct(rng, lambda r: r.choice(NAMES + CITIES), count)
     if kind == "any":
