@@ -58,7 +58,8 @@ def encode(tokenizer: Any, text: str, *, add_special_tokens: bool = True) -> lis
         raise RequestError(
             "prompt", text, "the prompt is empty", "Give some text, or the begin token alone as prompt_token_ids"
         )
-    return list(tokenizer.encode(text, add_special_tokens=add_special_tokens))
+    # verbose=False: transformers warns of long texts, and says nothing useful; the engine refuses them with a remedy.
+    return list(tokenizer.encode(text, add_special_tokens=add_special_tokens, verbose=False))
 
 
 def bad_words_token_ids(tokenizer: Any, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:

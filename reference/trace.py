@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from quire.reference.control.errors import ConfigError
 from quire.reference.control.params import SamplingParams
 from quire.reference.control.plan import StepPlan, StepResult
 from quire.reference.control.request import Event, Request, SchedulerStats
@@ -67,6 +68,8 @@ class Recorder:
     """Writes a trace to ``folder``: ``steps.jsonl`` as it goes, ``steps.trace.json`` (Chrome format) on ``close``.
 
     redact   leave out token ids, stop strings and whatever else tells what was said; counts stay
+
+    Raises ConfigError if the folder cannot be written to.
     """
 
     def __init__(
@@ -79,8 +82,12 @@ class Recorder:
         about: dict[str, Any] | None = None,
     ) -> None:
         self.path = Path(folder) / "steps.jsonl"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "w", encoding="utf-8", buffering=1)  # noqa: SIM115 - lives as long as the engine
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "w", encoding="utf-8", buffering=1)  # noqa: SIM115 - lives as the engine does
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise ConfigError("trace", str(folder), f"cannot be written ({reason})", "Name a folder you own") from None
         self._redact = redact
         self._origin = time.perf_counter()
         self._tables = BlockTables(block_size)

@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import random
-import sys
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from quire.cli.flags import add_engine_flags, engine_args
+from quire.reference.control.errors import RequestError
+from quire.report import Row, show, write
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--num-prompts", type=int, default=64, help="requests [64]")
+    parser.add_argument("--num-prompts", type=_count, metavar="N", default=64, help="requests [64]")
     parser.add_argument("--input-len", type=_lengths, default=(16, 256), metavar="N[:M]", help="prompt tokens [16:256]")
     parser.add_argument("--output-len", type=_lengths, default=(16, 128), metavar="N[:M]", help="new tokens [16:128]")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 = greedy [0]")
-    parser.add_argument("--workload-seed", type=int, default=0, help="seed of lengths and prompts [0]")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="FLOAT", help="0 = greedy [0]")
+    parser.add_argument("--workload-seed", type=int, default=0, metavar="INT", help="seed of lengths and prompts [0]")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the figures to this file")
     add_engine_flags(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.table import Table
-
     from quire import LLM, SamplingParams
 
+    if arguments.json is not None and not arguments.json.parent.is_dir():  # better known before than after the run
+        raise RequestError("--json", str(arguments.json), "its folder does not exist", "Name a file in one that does")
     began = time.perf_counter()
     with LLM(**engine_args(arguments)) as llm:
         start_s = time.perf_counter() - began
@@ -46,25 +44,22 @@ def run(arguments: argparse.Namespace) -> int:
         wall = time.perf_counter() - began
     produced = sum(o.metrics.num_generation_tokens for o in outputs)
     rows = _rows(outputs, sum(map(len, prompts)), produced, wall, start_s)
-    table = Table("", "value", "unit", title=f"{llm.config.model}: {len(prompts)} requests", title_justify="left")
-    for row in rows:
-        table.add_row(row["name"], f"{row['value']:,.2f}", row["unit"])
-    Console().print(table)
+    show(rows, f"{llm.config.model}: {len(prompts)} requests")
     if arguments.json is not None:
-        meta = {
-            "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "hardware": f"{platform.machine()}, {platform.processor() or platform.system()}",
-            "versions": {"python": platform.python_version()},
-            "command": "quire bench " + " ".join(sys.argv[2:]),
-        }
-        arguments.json.write_text(json.dumps({"meta": meta, "rows": rows}, indent=1), encoding="utf-8")
+        write(arguments.json, rows, "quire")
     return 0
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError("give an integer of at least 1")
+    return int(text)
 
 
 def _lengths(text: str) -> tuple[int, int]:
     low, _, high = text.partition(":")
-    pair = int(low), int(high or low)
-    if not 1 <= pair[0] <= pair[1]:
+    pair = _count(low), _count(high or low)
+    if pair[0] > pair[1]:
         raise argparse.ArgumentTypeError("give N or N:M with 1 ≤ N ≤ M")
     return pair
 
@@ -77,7 +72,7 @@ def _workload(arguments: argparse.Namespace, vocab_size: int) -> tuple[list[list
     return prompts, [rng.randint(*arguments.output_len) for _ in range(arguments.num_prompts)]
 
 
-def _rows(outputs: list[Any], asked: int, produced: int, wall: float, start_s: float) -> list[dict[str, Any]]:
+def _rows(outputs: list[Any], asked: int, produced: int, wall: float, start_s: float) -> list[Row]:
     first = sorted(o.metrics.time_to_first_token * 1e3 for o in outputs)
     between = sorted(
         (o.metrics.last_token_time - o.metrics.first_token_time) / (o.metrics.num_generation_tokens - 1) * 1e3
@@ -89,10 +84,15 @@ def _rows(outputs: list[Any], asked: int, produced: int, wall: float, start_s: f
         ("total", (asked + produced) / wall, "tok/s"),
         ("requests", len(outputs) / wall, "1/s"),
         ("ttft-median", median(first), "ms"),
-        ("ttft-p99", first[int(0.99 * (len(first) - 1))], "ms"),
+        ("ttft-p99", _p99(first), "ms"),
         ("inter-token-median", median(between) if between else 0.0, "ms"),
-        ("inter-token-p99", between[int(0.99 * (len(between) - 1))] if between else 0.0, "ms"),
+        ("inter-token-p99", _p99(between) if between else 0.0, "ms"),
         ("wall", wall, "s"),
         ("start", start_s, "s"),
     ]
-    return [{"name": name, "value": value, "unit": unit} for name, value, unit in figures]
+    return [Row(name, value, unit) for name, value, unit in figures]
+
+
+def _p99(ordered: list[float]) -> float:
+    """The smallest value that at least 99% of them do not exceed."""
+    return ordered[-(-99 * len(ordered) // 100) - 1]

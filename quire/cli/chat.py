@@ -19,7 +19,7 @@ HELP = """\
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", help="system prompt")
-    add_sampling_flags(parser)
+    add_sampling_flags(parser, leave_out=["n"])  # one answer a turn
     add_engine_flags(parser)
 
 

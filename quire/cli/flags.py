@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from quire.cli.settings import MAX_TOKENS
 from quire.reference.config import EngineConfig
 from quire.reference.control.params import SamplingParams
 
@@ -33,10 +34,13 @@ def engine_args(arguments: argparse.Namespace) -> dict[str, Any]:
     return _given(arguments, "engine_")
 
 
-def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+def add_sampling_flags(parser: argparse.ArgumentParser, *, leave_out: Iterable[str] = ()) -> None:
     """Flags for the sampling parameters; ``--seed`` is the engine's, from which every request draws its own."""
-    group = parser.add_argument_group("sampling")
-    _add_flags(group, SamplingParams, SAMPLING, "sampling_")
+    group = parser.add_argument_group(
+        "sampling", "What is not given is as the model's generation_config.json says, else as in brackets."
+    )
+    names = [name for name in SAMPLING if name not in leave_out]
+    _add_flags(group, SamplingParams, names, "sampling_", {"max_tokens": MAX_TOKENS})
     group.add_argument(
         "--stop", action="append", dest="sampling_stop", default=argparse.SUPPRESS, metavar="TEXT",
         help="end at this text; may be given several times",
@@ -64,9 +68,12 @@ def docstring_lines(cls: type) -> dict[str, str]:
     return found
 
 
-def _add_flags(group: argparse._ArgumentGroup, cls: type, names: Iterable[str], prefix: str) -> None:
+def _add_flags(
+    group: argparse._ArgumentGroup, cls: type, names: Iterable[str], prefix: str, own: Mapping[str, Any] | None = None
+) -> None:
+    """A flag for each name; ``own`` are the defaults that the command line does not share with ``cls``."""
     hints, texts = get_type_hints(cls), docstring_lines(cls)
-    defaults = {f.name: f.default for f in fields(cls)}
+    defaults = {f.name: f.default for f in fields(cls)} | dict(own or {})
     for name in names:
         default = defaults[name]
         text = texts.get(name, "").replace("%", "%%")

@@ -33,6 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
                 print(output.outputs[0].text, end="", flush=True)
             print()
             return 0
+        if params.n > 1 and params.greedy:
+            print("quire: temperature is 0, so all completions are the same; try --temperature 0.8", file=sys.stderr)
         for prompt, output in zip(prompts, llm.generate(asked, params)):
             for completion in output.outputs:
                 if arguments.json:

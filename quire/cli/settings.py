@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from quire.llm import LLM
 from quire.reference.control.params import SamplingParams
+
+if TYPE_CHECKING:
+    from quire.llm import LLM
 
 MAX_TOKENS = 256  # the library's default of 16, which is vLLM's, would cut nearly every answer short
 

@@ -82,23 +82,30 @@ def _strings(name: str, value: str | Sequence[str] | None) -> tuple[str, ...]:
 class SamplingParams:
     """How to choose the next token and when to stop. Names, defaults and meanings are vLLM's.
 
-    n                 completions returned per prompt
-    best_of           completions generated; the ``n`` with the highest cumulative log-probability are returned
-    temperature       0 = greedy; logits are divided by it otherwise
-    top_p, top_k, min_p   keep the smallest set with probability ≥ top_p; the k most likely (0 or -1 = all); tokens at
-                      least min_p times as likely as the likeliest
-    presence_penalty, frequency_penalty   subtracted from the logits of tokens in the output, once / per occurrence
-    repetition_penalty    divides positive and multiplies negative logits of tokens in prompt and output
-    logit_bias        token id -> number added to its logit, in [-100, 100]
-    allowed_token_ids only these may be sampled
-    bad_words         strings that may not be produced (resolved to ``bad_words_token_ids`` by the tokenizer's owner)
-    min_tokens        no stop token may be sampled before this many tokens
-    max_tokens        tokens generated at most; None = as many as the model's context leaves
-    stop, stop_token_ids, ignore_eos, include_stop_str_in_output   when to end, and whether the stop string is shown
-    seed              makes this request reproducible; None = taken from the engine's seed and the request's number
-    logprobs          log-probabilities of so many most likely tokens, and of the sampled one (0 = only that)
-    prompt_logprobs   the same for every prompt position
-    detokenize, skip_special_tokens   whether text is produced and whether special tokens show in it
+    n                    completions returned per prompt
+    best_of              completions generated; the ``n`` with the highest cumulative log-probability are returned
+    presence_penalty     subtracted from the logits of tokens in the output, once each
+    frequency_penalty    subtracted from the logits of tokens in the output, once per occurrence
+    repetition_penalty   divides positive and multiplies negative logits of tokens in prompt and output
+    temperature          0 = greedy; logits are divided by it otherwise
+    top_p                keep the smallest set of likeliest tokens whose probability reaches top_p
+    top_k                keep the k likeliest tokens (0 or -1 = all)
+    min_p                keep tokens at least min_p times as likely as the likeliest
+    seed                 makes this request reproducible; None = from the engine's seed and the request's number
+    stop                 a string, or several, that end the text
+    stop_token_ids       tokens that end it, besides the model's end-of-sequence tokens
+    bad_words            strings that may not be produced
+    bad_words_token_ids  the same as token ids; filled in from ``bad_words`` by whoever owns the tokenizer
+    ignore_eos           go on past the model's end-of-sequence tokens
+    max_tokens           tokens generated at most; None = as many as the model's context leaves
+    min_tokens           no stop token may be sampled before this many tokens
+    logprobs             log-probabilities of so many likeliest tokens, and of the sampled one (0 = only that)
+    prompt_logprobs      the same for every prompt position
+    detokenize           produce text; False = token ids only
+    skip_special_tokens  leave special tokens out of the text
+    include_stop_str_in_output   keep the stop string at the end of the text
+    logit_bias           token id -> number added to its logit, in [-100, 100]
+    allowed_token_ids    only these may be sampled
     """
 
     n: int = 1
@@ -188,6 +195,13 @@ class BeamSearchParams:
     """Beam search: the ``beam_width`` likeliest continuations are kept at each step (vLLM's names and meanings).
 
     A hypothesis scores its cumulative log-probability / length ** length_penalty, of the model's raw logits.
+
+    beam_width           hypotheses that live on at each step, and that are returned
+    max_tokens           tokens generated at most
+    ignore_eos           go on past the model's end-of-sequence tokens
+    length_penalty       the exponent above: more than 1 favours long hypotheses, less favours short ones
+    stop_token_ids       tokens that end a hypothesis, besides the model's end-of-sequence tokens
+    skip_special_tokens  leave special tokens out of the text
     """
 
     beam_width: int

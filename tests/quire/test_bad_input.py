@@ -167,3 +167,10 @@ def test_a_device_that_is_not_there(checkpoint):
 
 def test_max_model_len_beyond_the_model(checkpoint):
     assert fails_to_load(checkpoint, ConfigError, max_model_len=4096).field == "max_model_len"
+
+
+def test_a_trace_folder_that_cannot_be_written(checkpoint, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        error = fails_to_load(checkpoint, ConfigError, trace=str(folder))
+        assert error.field == "trace" and "cannot be written" in str(error)

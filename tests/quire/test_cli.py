@@ -182,6 +182,7 @@ def test_the_live_view_draws(model, capsys, monkeypatch):
         (["info", "/no/such"], "no such folder"),
         (["generate", "x", "--num-blocks", "1"], "num_blocks=1"),
         (["chat", "--backend", "fast"], "backend='fast'"),
+        (["bench", "--json", "/no/such/file"], "--json='/no/such/file': its folder does not exist"),
     ],
 )
 def test_a_users_error_is_one_line_and_status_2(arguments, part, checkpoint, capsys):
@@ -194,7 +195,24 @@ def test_a_users_error_is_one_line_and_status_2(arguments, part, checkpoint, cap
 
 
 def test_wrong_usage_is_argparses(capsys):
-    for arguments in ([], ["nonsense"], ["bench", "--input-len", "9:3"]):
+    for arguments in ([], ["nonsense"], ["chat", "--n", "2"]):
         with pytest.raises(SystemExit) as left:
             main(arguments)
         assert left.value.code == 2
+    for flag, value in (("--input-len", "9:3"), ("--input-len", "x"), ("--num-prompts", "0")):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main(["bench", flag, value])
+        assert left.value.code == 2 and f"argument {flag}: give " in capsys.readouterr().err
+
+
+def test_help_tells_the_defaults_that_hold(capsys):
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "leaves [256]" in text and "generation_config.json" in text
+
+
+def test_equal_completions_are_explained(model, capsys):
+    assert main(["generate", "the", "--n", "2", "--temperature", "0", "--max-tokens", "2", *model]) == 0
+    assert "all completions are the same" in capsys.readouterr().err
