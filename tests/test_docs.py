@@ -1,0 +1,36 @@
+"""The pages: the parameters are those of the code, links lead to files, examples in Python parse."""
+
+from __future__ import annotations
+
+import ast
+import re
+from importlib.util import module_from_spec, spec_from_file_location
+
+import pytest
+
+from tests.conftest import ROOT, tracked
+
+PAGES = sorted(file for file in tracked() if file.suffix == ".md")
+
+
+def test_the_page_of_parameters_is_in_step_with_the_code() -> None:
+    spec = spec_from_file_location("generate_parameters", ROOT / "docs" / "generate_parameters.py")
+    assert spec and spec.loader
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text = module.PAGE.read_text(encoding="utf-8")
+    assert text == module.page(), "run `python docs/generate_parameters.py`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files(page) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" not in target and not target.startswith("#"):
+            assert (page.parent / target.partition("#")[0]).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_examples_in_python_are_python(page) -> None:
+    for source in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S):
+        ast.parse(source)
