@@ -23,7 +23,7 @@ from quire.prompts import Message, Params, Prepared, Prompt, as_list, located, p
 from quire.reference.config import EngineConfig
 from quire.reference.control.errors import CheckpointError, RequestError
 from quire.reference.control.params import BeamSearchParams, SamplingParams
-from quire.reference.control.request import SchedulerStats
+from quire.reference.control.request import Event, SchedulerStats
 from quire.reference.output_processor import OutputProcessor
 from quire.reference.outputs import BeamSearchOutput, BeamSearchSequence, RequestOutput
 from quire.reference.tokenizer import bad_words_token_ids, encode, load_tokenizer, render_chat
@@ -168,8 +168,9 @@ class LLM:
         self.engine.reset_prefix_cache()
 
     def close(self) -> None:
-        """Abort what runs and write out the trace."""
-        self._abort(list(self._boxes))
+        """Abort what runs (its streams end with finish_reason "abort") and write out the trace."""
+        for request_id in list(self._boxes):
+            self._deliver(self.engine.abort_request(request_id))
         self.engine.close()
 
     def __enter__(self) -> LLM:
@@ -246,10 +247,10 @@ class LLM:
         try:
             for i, request in enumerate(requests):
                 try:
-                    request_id = self._submit(request, i, stream, box)
+                    with interrupts_wait():
+                        open_ids[self._submit(request, i, stream, box)] = None
                 except RequestError as error:
                     raise located(error, i, len(requests)) from None
-                open_ids[request_id] = None
             while open_ids:
                 while box:
                     output = box.popleft()
@@ -257,6 +258,8 @@ class LLM:
                         del open_ids[output.request_id]
                     yield output
                 if open_ids:
+                    if not self.engine.has_unfinished():
+                        raise RuntimeError(f"requests that somebody else has ended: {', '.join(open_ids)}")
                     self._step()
         finally:
             self._abort(list(open_ids))
@@ -274,12 +277,16 @@ class LLM:
     def _step(self) -> None:
         """One step of the engine, for whichever calls have requests in it."""
         with interrupts_wait():
-            done = self._processor.process(self.engine.step())
-            for request_id, index in done.stopped:
-                self.engine.finish(request_id, index)
-            for output in done.outputs:
-                box = self._boxes.pop(output.request_id) if output.finished else self._boxes[output.request_id]
-                box.append(output)
+            self._deliver(self.engine.step())
+
+    def _deliver(self, events: list[Event]) -> None:
+        """Put what the events make of each request into the box of its call."""
+        done = self._processor.process(events)
+        for request_id, index in done.stopped:
+            self.engine.finish(request_id, index)
+        for output in done.outputs:
+            box = self._boxes.pop(output.request_id) if output.finished else self._boxes[output.request_id]
+            box.append(output)
 
     def _abort(self, request_ids: Sequence[str]) -> None:
         for request_id in request_ids:

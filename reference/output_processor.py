@@ -111,7 +111,7 @@ class OutputProcessor:
             touched.setdefault(event.request_id, set()).add(event.index)
         for request_id, indices in touched.items():
             state = self._states[request_id]
-            finished = bool(state.completions) and all(c.finish_reason is not None for c in state.completions)
+            finished = all(c.finish_reason is not None for c in state.completions)
             if finished:
                 state.metrics.finished_time = now
                 del self._states[request_id]

@@ -248,6 +248,26 @@ def test_closing_a_stream_aborts_its_requests(llm):
     del unstarted
 
 
+def test_closing_the_engine_ends_its_streams(checkpoint):
+    llm = LLM(str(checkpoint), num_blocks=200)
+    endless = SamplingParams(temperature=0, max_tokens=500, ignore_eos=True, n=2)
+    stream = llm.stream(["a", "b"], [endless, BeamSearchParams(beam_width=2, max_tokens=500, ignore_eos=True)])
+    next(stream)
+    llm.close()
+    assert llm.stats().blocks_used == 0 and not llm._boxes and not llm._processor._states
+    last = {o.prompt_index: o for o in stream}
+    assert all(o.finished for o in last.values()) and last.keys() == {0, 1}
+    assert [c.finish_reason for c in last[0].outputs] == ["abort", "abort"] and last[1].outputs == []
+    assert llm.generate("a", GREEDY)[0].finished  # the engine itself is as good as before
+
+
+def test_a_request_that_was_ended_behind_its_back_is_an_error_and_no_endless_loop(llm):
+    stream = llm.stream("a", GREEDY)
+    llm.engine.abort_request(next(stream).request_id)
+    with pytest.raises(RuntimeError, match="somebody else has ended"):
+        next(stream)
+
+
 def test_ctrl_c_ends_the_call_and_not_the_engine(llm):
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()

@@ -28,8 +28,8 @@ TIGHT = {"num_blocks": MAX_LEN // 16 + 1}  # one longest sequence and the null b
 SWAP = {"preemption_mode": "swap", "swap_space": 1.0}
 
 SYSTEM = (
-    "You are a helpful assistant who knows how an inference engine works: its scheduler, its blocks of keys and values, "
-    "its prefix cache and its sampler. Answer in one sentence. The guest is called Mona and the code word is 8 1 5 2."
+    "You are a helpful assistant who knows how an inference engine works: its scheduler, its blocks of keys and values "
+    "and its prefix cache. Answer in one sentence. The guest is called Mona and the code word is 8 1 5 2."
 )
 QUESTIONS = (
     "What is a KV cache?",
