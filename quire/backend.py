@@ -65,12 +65,15 @@ def build_engine(config: EngineConfig, path: Path, *, eos_token_ids: tuple[int, 
     from quire.reference import ops
     from quire.reference.control.scheduler import Scheduler
     from quire.reference.engine import Engine, ModelFacts
+    from quire.reference.malloc import keep_freed_memory
     from quire.reference.memory import size_kv
     from quire.reference.models import choose_dtype, load_model
     from quire.reference.ops import invariant
     from quire.reference.runner import ModelRunner
     from quire.reference.trace import Recorder
 
+    if where == "cpu":
+        keep_freed_memory()
     model = load_model(
         path,
         dtype=config.dtype,
