@@ -288,7 +288,11 @@ def main(argv: list[str] | None = None) -> int:
     if len(arguments) != 2:
         print("usage: python -m quire.reference.trace IN.jsonl OUT.json", file=sys.stderr)
         return 2
-    to_chrome(arguments[0], arguments[1])
+    try:
+        to_chrome(arguments[0], arguments[1])
+    except (OSError, ValueError) as error:
+        print(f"quire: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -95,12 +95,15 @@ def test_chrome_trace(tmp_path, capsys):
     assert trace.main([]) == 2 and "usage" in capsys.readouterr().err
 
 
-def test_other_files_and_versions_are_refused(tmp_path):
+def test_other_files_and_versions_are_refused(tmp_path, capsys):
     file = tmp_path / "x.jsonl"
     for line, problem in (({"a": 1}, "no trace"), ({"type": "header", "v": 99}, "version 99")):
         file.write_text(json.dumps(line) + "\n")
         with pytest.raises(ValueError, match=problem):
             trace.read_trace(file)
+        assert trace.main([str(file), str(tmp_path / "out")]) == 2 and problem in capsys.readouterr().err
+    assert trace.main([str(tmp_path / "none"), str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.startswith("quire: ")
 
 
 def test_without_a_recorder_nothing_is_recorded():
