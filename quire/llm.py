@@ -213,7 +213,7 @@ class LLM:
                 if id(own) not in resolved:
                     resolved[id(own)] = self._resolve_bad_words(own)
                 request = prepare(prompt, resolved[id(own)], priorities[i], self.get_tokenizer)
-                self.engine.check(request.token_ids, request.params)
+                self.engine.check(request.token_ids, request.params, request.priority)
                 if self._tokenizer is None and getattr(own, "detokenize", False):
                     self.get_tokenizer()  # raises: text is wanted and cannot be made
             except RequestError as error:
@@ -224,7 +224,8 @@ class LLM:
     def _resolve_bad_words(self, params: Any) -> Any:
         if not isinstance(params, SamplingParams) or not params.bad_words:
             return params
-        return replace(params, bad_words_token_ids=bad_words_token_ids(self.get_tokenizer(), params.bad_words))
+        spelled = bad_words_token_ids(self.get_tokenizer(), params.bad_words)
+        return replace(params, bad_words_token_ids=(*params.bad_words_token_ids, *spelled))
 
     # --- running ------------------------------------------------------------------------------------------------------
 

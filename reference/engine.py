@@ -82,11 +82,24 @@ class Engine:
         self._num_requests = 0
         self._failure: EngineError | None = None
 
-    def check(self, prompt_token_ids: Sequence[int], params: SamplingParams | BeamSearchParams) -> None:
+    def check(
+        self, prompt_token_ids: Sequence[int], params: SamplingParams | BeamSearchParams, priority: int = 0
+    ) -> None:
         """Raise ``RequestError`` if this model and this engine could never run the request. Changes nothing."""
         _check_prompt(prompt_token_ids, self.model)
         _check_params(params, self.model)
+        if priority != 0 and self.config.scheduling_policy != "priority":
+            raise RequestError(
+                "priority", priority, "would have no effect under scheduling_policy='fcfs'",
+                'Leave it out, or start the engine with scheduling_policy="priority"',
+            )  # fmt: skip
         self.scheduler.check(len(prompt_token_ids), params)
+        room = self.model.max_model_len - len(prompt_token_ids)
+        if isinstance(params, SamplingParams) and params.min_tokens > room:
+            raise RequestError(
+                "min_tokens", params.min_tokens, f"the context leaves room for {room} tokens after this prompt",
+                "Lower min_tokens or shorten the prompt",
+            )  # fmt: skip
 
     def add_request(
         self,
@@ -103,7 +116,7 @@ class Engine:
         ``max_tokens=None`` becomes what the context leaves.
         """
         self._raise_if_failed()
-        self.check(prompt_token_ids, params)
+        self.check(prompt_token_ids, params, priority)
         number = self._num_requests
         seed = None
         if isinstance(params, SamplingParams):
@@ -204,20 +217,14 @@ class Engine:
         """The parameters with nothing left open: a length limit, and the log-probabilities that best_of ranks by."""
         changes: dict[str, Any] = {}
         if params.max_tokens is None:
-            room = self.model.max_model_len - prompt_len
-            if params.min_tokens > room:
-                raise RequestError(
-                    "min_tokens", params.min_tokens, f"the context leaves room for {room} tokens after this prompt",
-                    "Lower min_tokens or shorten the prompt",
-                )  # fmt: skip
-            changes["max_tokens"] = room
+            changes["max_tokens"] = self.model.max_model_len - prompt_len
         if params.num_sequences > params.n and params.logprobs is None:
             changes["logprobs"] = 0
         return replace(params, **changes) if changes else params
 
     def _raise_if_failed(self) -> None:
-        if self._failure is not None:
-            raise self._failure
+        if self._failure is not None:  # a new error each time: raising one again would lengthen its traceback
+            raise EngineError(*self._failure.args) from self._failure.__cause__
 
 
 def _check_prompt(token_ids: Sequence[int], model: ModelFacts) -> None:

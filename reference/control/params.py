@@ -7,7 +7,7 @@ engine has seen the request.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import wraps
@@ -35,6 +35,12 @@ def _integer(name: str, value: object, low: int, high: int | None = None) -> Non
     if number is None or number < low or (high is not None and number > high):
         limit = f"of at least {low}" if high is None else f"from {low} to {high}"
         raise RequestError(name, value, "not an allowed integer", f"Give an integer {limit}")
+
+
+def _flag(name: str, value: object) -> None:
+    """Check a boolean: text such as "no" would count as true."""
+    if not isinstance(value, bool):
+        raise RequestError(name, value, "neither True nor False", "Give True or False")
 
 
 def known_fields_only(error: type[QuireError], what: str) -> Callable[[type[T]], type[T]]:
@@ -69,12 +75,12 @@ def _token_ids(name: str, value: Sequence[int] | None) -> tuple[int, ...]:
 
 
 def _strings(name: str, value: str | Sequence[str] | None) -> tuple[str, ...]:
-    values = () if value is None else (value,) if isinstance(value, str) else tuple(value)
-    if any(not isinstance(s, str) or not s for s in values):
+    values = () if value is None else (value,) if isinstance(value, str) else value
+    if not isinstance(values, Sequence | set | frozenset) or any(not isinstance(s, str) or not s for s in values):
         raise RequestError(
             name, value, "contains an empty string or something that is no string", "Give non-empty strings"
         )
-    return values
+    return tuple(values)
 
 
 @known_fields_only(RequestError, "sampling parameter")
@@ -95,7 +101,7 @@ class SamplingParams:
     stop                 a string, or several, that end the text
     stop_token_ids       tokens that end it, besides the model's end-of-sequence tokens
     bad_words            strings that may not be produced
-    bad_words_token_ids  the same as token ids; filled in from ``bad_words`` by whoever owns the tokenizer
+    bad_words_token_ids  the same as token ids; whoever owns the tokenizer adds those of ``bad_words``
     ignore_eos           go on past the model's end-of-sequence tokens
     max_tokens           tokens generated at most; None = as many as the model's context leaves
     min_tokens           no stop token may be sampled before this many tokens
@@ -121,7 +127,7 @@ class SamplingParams:
     stop: str | Sequence[str] | None = ()
     stop_token_ids: Sequence[int] | None = ()
     bad_words: Sequence[str] | None = ()
-    bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
+    bad_words_token_ids: Sequence[Sequence[int]] = ()
     ignore_eos: bool = False
     max_tokens: int | None = 16
     min_tokens: int = 0
@@ -156,6 +162,8 @@ class SamplingParams:
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 _integer(name, getattr(self, name), 0, MAX_LOGPROBS)
+        if not isinstance(self.logit_bias, Mapping | None):
+            raise RequestError("logit_bias", self.logit_bias, "not a mapping", "Give a dict of token id -> number")
         for token, bias in (self.logit_bias or {}).items():
             _integer("logit_bias", token, 0)
             _number("logit_bias", bias, -100, 100)
@@ -171,6 +179,14 @@ class SamplingParams:
         object.__setattr__(self, "stop", _strings("stop", self.stop))
         object.__setattr__(self, "bad_words", _strings("bad_words", self.bad_words))
         object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
+        words = self.bad_words_token_ids
+        if isinstance(words, str) or not isinstance(words, Sequence) or any(isinstance(w, int) or not w for w in words):
+            raise RequestError(
+                "bad_words_token_ids", words, "not a list of non-empty token sequences", "Give a list of lists"
+            )
+        object.__setattr__(self, "bad_words_token_ids", tuple(_token_ids("bad_words_token_ids", w) for w in words))
+        for name in ("ignore_eos", "detokenize", "skip_special_tokens", "include_stop_str_in_output"):
+            _flag(name, getattr(self, name))
         if self.stop and not self.detokenize:
             raise RequestError(
                 "stop",
@@ -215,4 +231,6 @@ class BeamSearchParams:
         _integer("beam_width", self.beam_width, 1, MAX_LOGPROBS // 2)
         _integer("max_tokens", self.max_tokens, 1)
         _number("length_penalty", self.length_penalty, -10, 10)
+        _flag("ignore_eos", self.ignore_eos)
+        _flag("skip_special_tokens", self.skip_special_tokens)
         object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))

@@ -101,7 +101,7 @@ class SamplerState:
         bias = {token: value for token, value in (params.logit_bias or {}).items() if 0 <= token < self.vocab_size}
         return Rules(
             allowed=None if allowed is None else self._in_vocab(tuple(allowed)),
-            bad_words=tuple(w for w in params.bad_words_token_ids if w and max(w) < self.vocab_size),
+            bad_words=tuple(tuple(w) for w in params.bad_words_token_ids if w and max(w) < self.vocab_size),
             bias_ids=np.array(list(bias), np.int64),
             bias_values=np.array(list(bias.values()), np.float32),
             stop_ids=stop_ids,

@@ -44,6 +44,15 @@ REQUESTS = {
     "prompt in a list of another kind": (lambda m: m.generate([None]), "prompt", "Give a string"),
     "unknown prompt key": (lambda m: m.generate({"text": "a"}), "prompt", "prompt_token_ids"),
     "priority of another kind": (lambda m: m.generate("a", GREEDY, priority="high"), "priority", "integer"),
+    "priority where it has no effect": (lambda m: m.generate("a", GREEDY, priority=1), "priority", "fcfs"),
+    "min_tokens beyond the context": (
+        lambda m: m.generate([1] * 500, SamplingParams(min_tokens=20, max_tokens=30)), "min_tokens", "room for 12",
+    ),
+    "logit_bias of another kind": (lambda m: SamplingParams(logit_bias=[1]), "logit_bias", "dict"),
+    "stop of another kind": (lambda m: SamplingParams(stop=5), "stop", "non-empty strings"),
+    "bad_words of another kind": (lambda m: SamplingParams(bad_words=5), "bad_words", "non-empty strings"),
+    "bad words as one list": (lambda m: SamplingParams(bad_words_token_ids=[5]), "bad_words_token_ids", "lists"),
+    "a flag in words": (lambda m: SamplingParams(detokenize="no"), "detokenize", "True or False"),
     "no conversation": (lambda m: m.chat([]), "messages", "Give a list"),
     "no role": (lambda m: m.chat([{"content": "a"}]), "messages", "role"),
     "a message the template refuses": (

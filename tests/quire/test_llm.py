@@ -194,6 +194,14 @@ def test_bad_words_do_not_appear(llm):
     assert word not in llm.generate("the quick", params)[0].outputs[0].text
 
 
+def test_bad_words_as_token_ids_count_too_in_lists_and_beside_strings(llm):
+    first, second = llm.generate("the", GREEDY)[0].outputs[0].token_ids[:2]
+    for bad in ({"bad_words_token_ids": [[first, second]]}, {"bad_words_token_ids": [[first]], "bad_words": ["z"]}):
+        params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, **bad)
+        ids = llm.generate("the", params)[0].outputs[0].token_ids
+        assert ids[:2] != [first, second]
+
+
 def test_chat_uses_the_template(llm):
     talk = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hello"}]
     expected = "<|start|>system\nbe kind<|end|>\n<|start|>user\nhello<|end|>\n<|start|>assistant\n"
