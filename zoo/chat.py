@@ -38,6 +38,6 @@ def loss_weights(ids: np.ndarray, start: int, end: int, assistant: int, prompt_w
     opens = np.flatnonzero((ids[:-1] == start) & (ids[1:] == assistant)) + 3  # <|im_start|> assistant \n
     ends = np.flatnonzero(ids == end)
     for first, last in zip(opens, ends[np.searchsorted(ends, opens)], strict=True):
-        weights[first:last + 1] = 1.0
+        weights[first : last + 1] = 1.0
     weights[0] = 0.0  # nothing predicts the first token
     return weights

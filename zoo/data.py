@@ -70,8 +70,9 @@ class Batches(Dataset):
                 else:
                     example = world.conversation(rng, longest)
                     texts.append(render(example.messages, example.tools))
-            for encoding, is_plain in zip(self.tokenizer.encode_batch(texts, add_special_tokens=False), plain,
-                                          strict=True):
+            for encoding, is_plain in zip(
+                self.tokenizer.encode_batch(texts, add_special_tokens=False), plain, strict=True
+            ):
                 ids = np.array(encoding.ids, dtype=np.int32)
                 if len(ids) > self.recipe.length:
                     continue
@@ -79,8 +80,7 @@ class Batches(Dataset):
                     weights = np.full(len(ids), 0.3, dtype=np.float32)
                     weights[0] = 0.0
                 else:
-                    weights = loss_weights(ids, self.start, self.end, self.assistant,
-                                           self.recipe.prompt_weight)
+                    weights = loss_weights(ids, self.start, self.end, self.assistant, self.recipe.prompt_weight)
                 found.append((ids, weights))
                 size += len(ids)
         return found

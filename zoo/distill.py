@@ -34,8 +34,7 @@ def distillation_loss(teacher: Llama) -> Loss:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", type=Path, default=model_path("pocket"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=5000)
@@ -45,11 +44,17 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(2)
-    teacher = load(args.teacher).to("cuda"
-                                    if torch.cuda.is_available() else "cpu").eval().requires_grad_(False)
+    teacher = load(args.teacher).to("cuda" if torch.cuda.is_available() else "cpu").eval().requires_grad_(False)
     recipe = Recipe(seed=2, rows=args.rows, total_steps=args.steps)
-    fit(Llama(DRAFT), recipe, args.out, args.teacher, lr=args.lr, workers=args.workers,
-        loss_fn=distillation_loss(teacher))
+    fit(
+        Llama(DRAFT),
+        recipe,
+        args.out,
+        args.teacher,
+        lr=args.lr,
+        workers=args.workers,
+        loss_fn=distillation_loss(teacher),
+    )
 
 
 if __name__ == "__main__":

@@ -8,19 +8,17 @@ machine.
 """
 
 import argparse
-import datetime
 import json
-import platform
 import random
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from quire.report import Row, write
 from quire.zoo import MODELS, model_path
 from quire.zoo.chat import render
 from quire.zoo.world import (
@@ -40,9 +38,21 @@ from quire.zoo.world.example import NoSuchKey
 MAX_TOKENS = 96
 # row -> the share that the model must reach (false-refuse: must not exceed); None = no promise
 GOALS: dict[str, float | None] = {
-    "arithmetic-2": 0.95, "arithmetic-3": None, "copy": 0.95, "reverse": 0.95, "sort": None, "count": None,
-    "turn-memory": 0.95, "recall-1k": 0.95, "recall-2k": 0.90, "pairs-8": 0.80, "json": 0.90,
-    "tool-call": 0.90, "facts": 0.85, "refuse": 0.85, "false-refuse": 0.05,
+    "arithmetic-2": 0.95,
+    "arithmetic-3": None,
+    "copy": 0.95,
+    "reverse": 0.95,
+    "sort": None,
+    "count": None,
+    "turn-memory": 0.95,
+    "recall-1k": 0.95,
+    "recall-2k": 0.90,
+    "pairs-8": 0.80,
+    "json": 0.90,
+    "tool-call": 0.90,
+    "facts": 0.85,
+    "refuse": 0.85,
+    "false-refuse": 0.05,
 }
 
 
@@ -111,9 +121,16 @@ def questions(row: str, count: int, tokenizer: Tokenizer) -> list[Question]:
     if row == "tool-call":
         return _tool_calls(count)
     if row == "false-refuse":  # in-world prompts of every kind, half of them facts
-        kinds = [facts.make] * 8 + [smalltalk.make, smalltalk.make, arithmetic.make, lists.copy,
-                                    lists.reverse, lists.sort, lists.count,
-                                    extract.make]
+        kinds = [facts.make] * 8 + [
+            smalltalk.make,
+            smalltalk.make,
+            arithmetic.make,
+            lists.copy,
+            lists.reverse,
+            lists.sort,
+            lists.count,
+            extract.make,
+        ]
         found = [_question(rng.choice(kinds)(rng, True)) for _ in range(count)]
     else:
         found = [_question(makers[row]()) for _ in range(count)]
@@ -124,11 +141,11 @@ def questions(row: str, count: int, tokenizer: Tokenizer) -> list[Question]:
     return found
 
 
-def quire_engine(model: str) -> Answer:
+def quire_engine(model: str, dtype: str) -> Answer:
     """Greedy answers from quire itself; chats with the same tools go in one batch."""
     from quire import LLM, SamplingParams
 
-    llm = LLM(model)
+    llm = LLM(model, dtype=dtype)
     params = SamplingParams(temperature=0, max_tokens=MAX_TOKENS)
 
     def answer(asked: list[Question]) -> list[str]:
@@ -158,19 +175,25 @@ def transformers_engine(model: str, dtype: str = "float32", batch: int = 0) -> A
     size = batch or (200 if device == "cuda" else 16)
 
     def answer(asked: list[Question]) -> list[str]:
-        prompts = [tokenizer.apply_chat_template(q.messages, tools=q.tools, add_generation_prompt=True,
-                                                 tokenize=False) for q in asked]
+        prompts = [
+            tokenizer.apply_chat_template(q.messages, tools=q.tools, add_generation_prompt=True, tokenize=False)
+            for q in asked
+        ]
         order = sorted(range(len(asked)), key=lambda i: len(prompts[i]))
         texts = [""] * len(asked)
         for start in range(0, len(order), size):
-            part = order[start:start + size]
-            inputs = tokenizer([prompts[i] for i in part], return_tensors="pt", padding=True,
-                               add_special_tokens=False).to(device)
+            part = order[start : start + size]
+            inputs = tokenizer(
+                [prompts[i] for i in part], return_tensors="pt", padding=True, add_special_tokens=False
+            ).to(device)
             with torch.inference_mode():
-                out = lm.generate(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"],
-                                  do_sample=False,
-                                  max_new_tokens=MAX_TOKENS)
-            decoded = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
+                out = lm.generate(
+                    input_ids=inputs["input_ids"],
+                    attention_mask=inputs["attention_mask"],
+                    do_sample=False,
+                    max_new_tokens=MAX_TOKENS,
+                )
+            decoded = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             for i, text in zip(part, decoded, strict=True):
                 texts[i] = text
         return texts
@@ -184,23 +207,22 @@ def score(row: str, asked: list[Question], answers: list[str]) -> float:
     return sum(a.strip() == q.answer for q, a in zip(asked, answers, strict=True)) / len(asked)
 
 
-def table(rows: list[dict]) -> str:
+def table(rows: list[Row]) -> str:
     """A Markdown table for the terminal and the model card."""
     lines = ["| task | exact match | goal |", "| --- | ---: | ---: |"]
     for row in rows:
-        goal = GOALS[row["name"]]
-        sign = "≤" if row["name"] == "false-refuse" else "≥"
+        goal = GOALS[row.name]
+        sign = "≤" if row.name == "false-refuse" else "≥"
         promise = "" if goal is None else f"{sign} {100 * goal:.0f}%"
-        lines.append(f"| {row['name']} | {100 * row['value']:.1f}% | {promise} |")
+        lines.append(f"| {row.name} | {100 * row.value:.1f}% | {promise} |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="pocket", help="a name in the zoo or a checkpoint folder")
     parser.add_argument("--engine", choices=("quire", "transformers"), default="quire")
-    parser.add_argument("--dtype", default="float32", help="arithmetic of --engine transformers")
+    parser.add_argument("--dtype", default="float32", help="arithmetic: float32 or bfloat16")
     parser.add_argument("--n", type=int, default=200, help="prompts a row")
     parser.add_argument("--rows", nargs="*", default=list(GOALS), choices=list(GOALS), metavar="ROW")
     parser.add_argument("--show-wrong", type=int, default=0, help="print this many wrong answers a row")
@@ -209,35 +231,26 @@ def main() -> None:
     folder = model_path(args.model) if args.model in MODELS else Path(args.model)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     if args.engine == "quire":
-        answer = quire_engine(args.model)
+        answer = quire_engine(args.model, args.dtype)
     else:
         answer = transformers_engine(args.model, args.dtype)
     rows = []
     for row in args.rows:
         asked = questions(row, args.n, tokenizer)
         answers = answer(asked)
-        rows.append({"name": row, "value": score(row, asked, answers), "unit": "share", "vs": {}})
-        print(f"{row:14} {rows[-1]['value']:.3f}", file=sys.stderr, flush=True)
-        wrong = [(q, a) for q, a in zip(asked, answers, strict=True)
-                 if (a.strip() == refuse.REFUSAL if row == "false-refuse" else a.strip() != q.answer)]
-        for question, text in wrong[:args.show_wrong]:
+        rows.append(Row(row, score(row, asked, answers), "share"))
+        print(f"{row:14} {rows[-1].value:.3f}", file=sys.stderr, flush=True)
+        wrong = [
+            (q, a)
+            for q, a in zip(asked, answers, strict=True)
+            if (a.strip() == refuse.REFUSAL if row == "false-refuse" else a.strip() != q.answer)
+        ]
+        for question, text in wrong[: args.show_wrong]:
             asked_last = question.messages[-1]["content"][-300:]
             print(f"  ask: {asked_last!r}\n  got: {text!r}\n  not: {question.answer!r}", file=sys.stderr)
     print(table(rows))
     if args.json:
-        packages = ("torch", "tokenizers", "transformers")
-        versions = {"python": platform.python_version(), **{p: metadata.version(p) for p in packages}}
-        meta = {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-                "hardware": hardware(),
-                "versions": versions, "command": " ".join(["python", "-m", "quire.zoo.evaluate",
-                                                           *sys.argv[1:]])}
-        args.json.write_text(json.dumps({"meta": meta, "rows": rows}, indent=2) + "\n")
-
-
-def hardware() -> str:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+        write(args.json, rows, "python -m quire.zoo.evaluate")
 
 
 if __name__ == "__main__":

@@ -33,14 +33,14 @@ class Config:
 
 
 POCKET = Config()
-DRAFT = Config(hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
-               num_key_value_heads=2)
+DRAFT = Config(
+    hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2
+)
 
 
 def rope_tables(config: Config, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """cos and sin, [max_position_embeddings, head_dim]."""
-    inverse = config.rope_theta ** (-torch.arange(0, config.head_dim, 2,
-                                                  device=device).float() / config.head_dim)
+    inverse = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, device=device).float() / config.head_dim)
     angles = torch.outer(torch.arange(config.max_position_embeddings, device=device).float(), inverse)
     return torch.cat((angles, angles), -1).cos(), torch.cat((angles, angles), -1).sin()
 
@@ -53,13 +53,15 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def document_mask(documents: Tensor) -> BlockMask | Tensor:
     """Causal, and only within one document. documents: [B, T] a number per packed conversation.
 
-    On a GPU flex_attention skips whole blocks of 128 x 128 that the mask forbids, so packing short
-conversations costs little.
+        On a GPU flex_attention skips whole blocks of 128 x 128 that the mask forbids, so packing short
+    conversations costs little.
     """
     batch, length = documents.shape
     if documents.device.type == "cuda":
+
         def allowed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
             return (q >= k) & (documents[b, q] == documents[b, k])
+
         return _compiled_block_mask(allowed, batch, None, length, length, device=documents.device)
     same = documents[:, :, None] == documents[:, None, :]
     return (same & torch.ones(length, length, dtype=torch.bool).tril())[:, None]
@@ -79,8 +81,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: BlockMask | Tensor) -> Tensor:
         batch, length, _ = x.shape
-        q, k, v = (proj(x).view(batch, length, -1, self.head_dim).transpose(1, 2)
-                   for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (
+            proj(x).view(batch, length, -1, self.head_dim).transpose(1, 2)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
         q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
         if isinstance(mask, BlockMask):
             out = flex_attention(q, k, v, block_mask=mask, enable_gqa=True)
@@ -153,17 +157,25 @@ def export(model: Llama, folder: Path, eos_ids: list[int], bos_id: int, pad_id: 
     folder.mkdir(parents=True, exist_ok=True)
     ids = {"bos_token_id": bos_id, "eos_token_id": eos_ids, "pad_token_id": pad_id}
     config = asdict(model.config)
-    config["rope_parameters"] = {"rope_type": "default",
-                                 "rope_theta": config["rope_theta"]}  # transformers 5 reads this one
-    config |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
-               "attention_bias": False,
-               "mlp_bias": False, "tie_word_embeddings": True, "dtype": "bfloat16", "torch_dtype": "bfloat16",
-               **ids}
+    config["rope_parameters"] = {
+        "rope_type": "default",
+        "rope_theta": config["rope_theta"],
+    }  # transformers 5 reads this one
+    config |= {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": True,
+        "dtype": "bfloat16",
+        "torch_dtype": "bfloat16",
+        **ids,
+    }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     generation = {**ids, "do_sample": False, "max_new_tokens": 256}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
-    weights = {name: p.detach().to("cpu", torch.bfloat16).contiguous() for name,
-               p in model.named_parameters()}
+    weights = {name: p.detach().to("cpu", torch.bfloat16).contiguous() for name, p in model.named_parameters()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 

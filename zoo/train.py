@@ -34,8 +34,7 @@ def answer_loss(model: Llama, batch: dict[str, Tensor]) -> Tensor:
     """Cross entropy of the next token, weighted: answers count fully, prompts a little."""
     mask = document_mask(batch["documents"])
     logits = model(batch["tokens"], batch["positions"], mask)[:, :-1]
-    losses = F.cross_entropy(logits.flatten(0, 1).float(), batch["tokens"][:, 1:].flatten().long(),
-                             reduction="none")
+    losses = F.cross_entropy(logits.flatten(0, 1).float(), batch["tokens"][:, 1:].flatten().long(), reduction="none")
     weights = batch["weights"][:, 1:].flatten()
     return (losses * weights).sum() / weights.sum()
 
@@ -58,10 +57,20 @@ def save_checkpoint(path: Path, model: Llama, optims: list[torch.optim.Optimizer
     path.with_suffix(".part").replace(path)
 
 
-def fit(model: Llama, recipe: Recipe, out: Path, tokenizer_dir: Path, *, lr: float, warm_up: int = 200,
-        decay: float = 0.3,
-        stop: int | None = None, save_every: int = 1000, workers: int = 0,
-        loss_fn: Loss = answer_loss) -> Llama:
+def fit(
+    model: Llama,
+    recipe: Recipe,
+    out: Path,
+    tokenizer_dir: Path,
+    *,
+    lr: float,
+    warm_up: int = 200,
+    decay: float = 0.3,
+    stop: int | None = None,
+    save_every: int = 1000,
+    workers: int = 0,
+    loss_fn: Loss = answer_loss,
+) -> Llama:
     """Runs from the checkpoint in `out`, if any, to `stop` (default: the end), exporting on the way."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     stop = min(stop or recipe.total_steps, recipe.total_steps)
@@ -78,9 +87,14 @@ def fit(model: Llama, recipe: Recipe, out: Path, tokenizer_dir: Path, *, lr: flo
             optim.load_state_dict(saved)
         first = state["step"]
         print(f"continuing at step {first}", flush=True)
-    loader = DataLoader(batches, batch_size=None, sampler=range(first, stop), num_workers=workers,
-                        pin_memory=device == "cuda",
-                        prefetch_factor=8 if workers else None)
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(first, stop),
+        num_workers=workers,
+        pin_memory=device == "cuda",
+        prefetch_factor=8 if workers else None,
+    )
     compute: Loss = torch.compile(loss_fn) if device == "cuda" else loss_fn
     end, text, pad = (batches.tokenizer.get_vocab()[t] for t in (END, TEXT, PAD))
 
@@ -115,17 +129,14 @@ def fit(model: Llama, recipe: Recipe, out: Path, tokenizer_dir: Path, *, lr: flo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True,
-                        help="folder for the checkpoint and the exported model")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint and the exported model")
     parser.add_argument("--tokenizer", type=Path, default=model_path("pocket"))
     parser.add_argument("--init", type=Path, help="start from the weights of this exported model")
     parser.add_argument("--steps", type=int, default=9000, help="length of the whole run")
     parser.add_argument("--stop", type=int, help="stop after this many steps of it")
     parser.add_argument("--lr", type=float, default=4e-3)
-    parser.add_argument("--decay", type=float, default=0.5,
-                        help="share of the run over which the learning rate falls")
+    parser.add_argument("--decay", type=float, default=0.5, help="share of the run over which the learning rate falls")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--seed", type=int, default=1)
@@ -137,11 +148,20 @@ def main() -> None:
     torch.manual_seed(args.seed)
     model = load(args.init) if args.init else Llama(POCKET)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
-    recipe = Recipe(seed=args.seed, rows=args.rows, length=args.length, total_steps=args.steps,
-                    curriculum=not args.no_curriculum)
-    fit(model, recipe, args.out, args.tokenizer, lr=args.lr, decay=args.decay, stop=args.stop,
+    recipe = Recipe(
+        seed=args.seed, rows=args.rows, length=args.length, total_steps=args.steps, curriculum=not args.no_curriculum
+    )
+    fit(
+        model,
+        recipe,
+        args.out,
+        args.tokenizer,
+        lr=args.lr,
+        decay=args.decay,
+        stop=args.stop,
         workers=args.workers,
-        save_every=args.save_every)
+        save_every=args.save_every,
+    )
 
 
 if __name__ == "__main__":

@@ -15,13 +15,14 @@ from the end of that order, so before a sibling could take such a block it would
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from quire.reference.control.block_pool import BlockPool
+from quire.reference.control.block_pool import NULL_BLOCK, BlockPool
 from quire.reference.control.plan import Swap
 from quire.reference.control.prefix_cache import PrefixCache, block_hash, chain_root
+from quire.reference.control.request import SchedulerStats
 
 
 @dataclass(slots=True)
@@ -205,3 +206,16 @@ class KVManager:
         """Forget all cached prefixes; running sequences keep their blocks."""
         if self.prefix is not None:
             self.prefix.clear()
+
+    def fill_in(self, stats: SchedulerStats, tables: Iterable[tuple[BlockTable, int]]) -> None:
+        """Add the figures of both pools, given the device's tables and how many positions each has in use."""
+        unused: dict[int, int] = {}  # slots at the end of each table, a tail that is shared counted once
+        for table, length in tables:
+            free = len(table.blocks) * self.block_size - length
+            last = table.blocks[-1] if table.blocks else NULL_BLOCK
+            unused[last] = min(free, unused.get(last, free))
+        stats.blocks_total = self.pool.num_blocks
+        stats.blocks_used = self.pool.num_used
+        stats.blocks_shared = self.pool.total_refs - self.pool.num_used
+        stats.slots_used = self.pool.num_used * self.block_size - sum(unused.values())
+        stats.host_blocks_used = self.host_pool.num_used

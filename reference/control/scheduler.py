@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import insort
+from dataclasses import replace
 
 from quire.reference.control import admission, beam
 from quire.reference.control.config import SchedulerConfig
@@ -26,7 +27,7 @@ from quire.reference.control.kv_manager import KVManager
 from quire.reference.control.params import BeamSearchParams, SamplingParams
 from quire.reference.control.plan import Copy, Fork, NewSeq, SeqPlan, StepPlan, StepResult
 from quire.reference.control.request import Event, FinishReason, Request, SchedulerStats
-from quire.reference.control.sequence import Group, Sequence, Status
+from quire.reference.control.sequence import Group, Key, Sequence, Status
 
 
 class Scheduler:
@@ -38,16 +39,13 @@ class Scheduler:
         self.groups: dict[str, Group] = {}
         self.sequences: dict[int, Sequence] = {}  # by seq_id
         self.running: list[Sequence] = []  # sorted by key: the last one is the first victim
-        self.waiting: list[
-            tuple[tuple[int, int, int], Sequence]
-        ] = []  # heap by key; finished ones are skipped when met
+        self.waiting: list[tuple[Key, Sequence]] = []  # a heap; finished ones are skipped when they come up
         self._to_fork: list[Group] = []
         self._free_rows = list(range(config.max_num_seqs))[::-1]
         self._ended_rows: list[int] = []  # to be given back by the next plan
         self._num_plans = self._num_requests = self._num_sequences = 0
         self._steps_in_flight = 0
-        self._num_preemptions = self._num_swapped_out = self._num_swapped_in = 0
-        self._prefix_queries = self._prefix_hits = 0
+        self._counts = SchedulerStats()  # of these, the counters
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
@@ -97,14 +95,14 @@ class Scheduler:
         self._free_rows += self._ended_rows
         self._ended_rows = []
         self._fork(plan)
-        preempted = self._num_preemptions
+        preempted = self._counts.num_preemptions
         budget = self._schedule_running(plan)
-        if self._num_preemptions == preempted:  # else the freed blocks are for those that lacked them
+        if self._counts.num_preemptions == preempted:  # else the freed blocks are for those that lacked them
             self._schedule_waiting(plan, budget)
             if not plan.seqs and not self._steps_in_flight and self.waiting and self.running:
                 # Only beams hold rows here, each waiting for a sibling that waits for room. The youngest makes it.
                 self._preempt(self.running.pop(), plan)
-        if not (plan.seqs or plan.forks or self._num_preemptions > preempted):
+        if not (plan.seqs or plan.forks or self._counts.num_preemptions > preempted):
             self._ended_rows = plan.ends  # they can wait for a plan that does something
             del self._free_rows[len(self._free_rows) - len(plan.ends) :]
             return None
@@ -213,8 +211,8 @@ class Scheduler:
             self._start(seq)
             if seq.epoch == 1:
                 num_cached = start if write else end
-                self._prefix_queries += seq.prompt_len
-                self._prefix_hits += num_cached
+                self._counts.prefix_queries += seq.prompt_len
+                self._counts.prefix_hits += num_cached
                 if seq.index == 0:
                     group.num_cached_tokens = num_cached
             plan.starts.append(
@@ -224,7 +222,7 @@ class Scheduler:
                 )
             )  # fmt: skip
             plan.swap_in += swap_in
-            self._num_swapped_in += len(swap_in)
+            self._counts.num_swapped_in += len(swap_in)
             self._plan_sequence(plan, seq, start, end, 0, blocks, write)
             budget -= end - start
 
@@ -286,7 +284,7 @@ class Scheduler:
 
     def _preempt(self, seq: Sequence, plan: StepPlan) -> None:
         """Take row and blocks from a sequence (already off ``running``) that is not planned in this plan."""
-        self._num_preemptions += 1
+        self._counts.num_preemptions += 1
         self._ended_rows.append(seq.row)
         seq.row, seq.status, seq.num_drafts = -1, Status.WAITING, 0
         swaps = None
@@ -297,7 +295,7 @@ class Scheduler:
             seq.planned = 0
         else:
             plan.swap_out += swaps
-            self._num_swapped_out += len(swaps)
+            self._counts.num_swapped_out += len(swaps)
         if not seq.in_flight and not seq.blocked:  # else it is queued when that is over
             self._enqueue(seq)
 
@@ -309,6 +307,9 @@ class Scheduler:
         self.kv.release(seq.table)
         seq.status = Status.FINISHED
         del self.sequences[seq.seq_id]
+        if len(self.waiting) > 2 * len(self.sequences) + 16:  # mostly finished ones: do not keep them until they are met
+            self.waiting = [entry for entry in self.waiting if entry[1].status is not Status.FINISHED]
+            heapq.heapify(self.waiting)
         group = seq.group
         group.sequences.remove(seq)
         if not group.sequences and not group.num_unforked:
@@ -327,8 +328,9 @@ class Scheduler:
             seq = self.sequences.get(planned.seq_id)
             if seq is None:
                 continue  # it ended meanwhile: a stop found one step late, or an abort
-            if i in result.prompt_logprobs:
-                self._keep_prompt_logprobs(seq.group, *result.prompt_logprobs[i])
+            if i in result.prompt_logprobs and seq.group.prompt_logprobs is not None:
+                first, entries = result.prompt_logprobs[i]
+                seq.group.prompt_logprobs[first : first + len(entries)] = entries
             if seq.epoch != planned.epoch:
                 continue  # a prompt chunk of an admission that was preempted; it has started anew since
             verified = planned.start + planned.n
@@ -344,7 +346,7 @@ class Scheduler:
                     verified -= planned.n_draft + 1 - len(tokens)  # rejected drafts come off the length again
                     seq.planned = min(seq.planned, verified)
                     seq.blocked = False
-                event = self._append(seq, tokens)
+                event = seq.append(tokens)
                 if i in logprobs:
                     event.logprobs = logprobs[i][: len(event.token_ids)]
                 events.append(event)
@@ -360,30 +362,6 @@ class Scheduler:
             else:
                 commit(seq.table, seq.tokens, verified)
         return events
-
-    def _append(self, seq: Sequence, tokens: list[int]) -> Event:
-        """Append tokens up to the first stop, and say so."""
-        group, history, stop_ids = seq.group, seq.tokens, seq.stop_ids
-        event = Event(group.request.request_id, seq.index, tokens)
-        for count, token in enumerate(tokens, 1):
-            history.append(token)
-            if token in stop_ids and len(history) - seq.prompt_len >= seq.params.min_tokens:
-                event.finish_reason = "stop"
-                event.stop_reason = None if token in group.request.eos_token_ids else token
-            elif len(history) >= seq.max_len:
-                event.finish_reason = "length"
-            if event.finish_reason is not None:
-                event.token_ids = tokens[:count]
-                break
-        if seq.index == 0 and not group.prompt_logprobs_sent:
-            group.prompt_logprobs_sent = True
-            event.prompt_logprobs = group.prompt_logprobs
-            event.num_cached_tokens = group.num_cached_tokens
-        return event
-
-    def _keep_prompt_logprobs(self, group: Group, first: int, entries: list) -> None:  # type: ignore[type-arg]
-        if group.prompt_logprobs is not None:
-            group.prompt_logprobs[first : first + len(entries)] = entries
 
     def _advance_beams(self, group: Group, events: list[Event]) -> None:
         """Once every beam of the group has reported: choose who lives on (forked by the next plan) and who ends."""
@@ -415,28 +393,11 @@ class Scheduler:
 
     def stats(self) -> SchedulerStats:
         """A snapshot. Costs a walk over the running sequences: ask once per step at most."""
-        kv = self.kv
-        tails: dict[int, int] = {}  # unused slots of each table's last blocks, a shared tail counted once
-        for seq in self.running:
-            unused = len(seq.table.blocks) * kv.block_size - seq.planned
-            last = seq.table.blocks[-1] if seq.table.blocks else 0
-            tails[last] = min(unused, tails.get(last, unused))
-        return SchedulerStats(
-            num_running=len(self.running),
-            num_waiting=len(self.sequences) - len(self.running),
-            blocks_total=kv.pool.num_blocks,
-            blocks_used=kv.pool.num_used,
-            blocks_shared=kv.pool.total_refs - kv.pool.num_used,
-            slots_used=kv.pool.num_used * kv.block_size - sum(tails.values()),
-            host_blocks_used=kv.host_pool.num_used,
-            prefix_queries=self._prefix_queries,
-            prefix_hits=self._prefix_hits,
-            num_preemptions=self._num_preemptions,
-            num_copies=kv.num_copies,
-            num_swapped_out=self._num_swapped_out,
-            num_swapped_in=self._num_swapped_in,
-        )
+        stats = replace(self._counts, num_running=len(self.running), num_copies=self.kv.num_copies)
+        stats.num_waiting = len(self.sequences) - len(self.running)
+        self.kv.fill_in(stats, ((seq.table, seq.planned) for seq in self.running))
+        return stats
 
 
-def _key(seq: Sequence) -> tuple[int, int, int]:
+def _key(seq: Sequence) -> Key:
     return seq.key

@@ -18,7 +18,9 @@ from enum import Enum, auto
 from quire.reference.control.kv_manager import BlockTable
 from quire.reference.control.params import SamplingParams
 from quire.reference.control.plan import Logprobs
-from quire.reference.control.request import Beam, Request
+from quire.reference.control.request import Beam, Event, Request
+
+Key = tuple[int, int, int]  # order of service: (priority, arrival, index)
 
 
 class Status(Enum):
@@ -50,7 +52,7 @@ class Sequence:
     group: Group
     index: int
     params: SamplingParams
-    key: tuple[int, int, int]
+    key: Key
     tokens: list[int]
     prompt_len: int
     max_len: int
@@ -70,6 +72,26 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.target = len(self.tokens)
+
+    def append(self, tokens: list[int]) -> Event:
+        """Append tokens up to the first stop, and say so."""
+        group, history = self.group, self.tokens
+        event = Event(group.request.request_id, self.index, tokens)
+        for count, token in enumerate(tokens, 1):
+            history.append(token)
+            if token in self.stop_ids and len(history) - self.prompt_len >= self.params.min_tokens:
+                event.finish_reason = "stop"
+                event.stop_reason = None if token in group.request.eos_token_ids else token
+            elif len(history) >= self.max_len:
+                event.finish_reason = "length"
+            if event.finish_reason is not None:
+                event.token_ids = tokens[:count]
+                break
+        if self.index == 0 and not group.prompt_logprobs_sent:
+            group.prompt_logprobs_sent = True
+            event.prompt_logprobs = group.prompt_logprobs
+            event.num_cached_tokens = group.num_cached_tokens
+        return event
 
 
 @dataclass(slots=True, eq=False)

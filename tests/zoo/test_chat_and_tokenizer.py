@@ -44,11 +44,13 @@ def test_python_renders_what_the_template_renders() -> None:
     for _ in range(300):
         example = world.conversation(rng, 400)
         assert render(example.messages, example.tools) == tokenizer.apply_chat_template(
-            example.messages, tools=example.tools, tokenize=False)
+            example.messages, tools=example.tools, tokenize=False
+        )
         prompt = example.messages[:-1]
         if prompt:
             assert render(prompt, example.tools, True) == tokenizer.apply_chat_template(
-                prompt, tools=example.tools, tokenize=False, add_generation_prompt=True)
+                prompt, tools=example.tools, tokenize=False, add_generation_prompt=True
+            )
 
 
 def test_the_template_writes_structured_tool_calls_as_training_does() -> None:
@@ -59,17 +61,23 @@ def test_the_template_writes_structured_tool_calls_as_training_does() -> None:
     body = text.split('"arguments": ')[1].removesuffix("}\n</tool_call>")
     name = text.split('"name": "')[1].split('"')[0]
     for content in (None, ""):
-        called = {"role": "assistant", "content": content,
-                  "tool_calls": [{"type": "function", "function": {"name": name, "arguments": body}}]}
+        called = {
+            "role": "assistant",
+            "content": content,
+            "tool_calls": [{"type": "function", "function": {"name": name, "arguments": body}}],
+        }
         messages = [example.messages[0], called]
         text = tokenizer.apply_chat_template(messages, tools=example.tools, tokenize=False)
         assert text == render(example.messages[:2], example.tools)
 
 
 def test_weights_mark_the_assistants_words() -> None:
-    messages = [{"role": "user", "content": "Hi"},
-                {"role": "assistant", "content": "Hello! How can I help you?"},
-                {"role": "user", "content": "1 + 1"}, {"role": "assistant", "content": "1 + 1 = 2"}]
+    messages = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello! How can I help you?"},
+        {"role": "user", "content": "1 + 1"},
+        {"role": "assistant", "content": "1 + 1 = 2"},
+    ]
     ids = np.array(TOKENIZER.encode(render(messages)).ids)
     weights = loss_weights(ids, 1, 2, TOKENIZER.token_to_id("assistant"), 0.05)
     said = TOKENIZER.decode(ids[weights == 1.0].tolist(), skip_special_tokens=False)

@@ -14,8 +14,9 @@ from quire.zoo.model import Config, Llama, document_mask, load
 from quire.zoo.muon import orthogonalize
 from quire.zoo.train import fit
 
-TOY = Config(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-             num_key_value_heads=2, head_dim=8)
+TOY = Config(
+    hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8
+)
 RECIPE = Recipe(seed=3, rows=2, length=256, total_steps=4)
 
 

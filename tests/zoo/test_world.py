@@ -10,10 +10,21 @@ from quire.zoo.evaluate import GOALS, questions
 from quire.zoo.world import arithmetic, extract, facts, lists, memory, recall, refuse, smalltalk, tools
 from quire.zoo.world.example import Example, NoSuchKey, held_out
 
-MAKERS = {"arithmetic": arithmetic.make, "copy": lists.copy, "reverse": lists.reverse, "sort": lists.sort,
-          "count": lists.count, "json": extract.make, "tools": tools.make, "facts": facts.make,
-          "refuse": refuse.make, "memory": memory.make, "recall": recall.make, "pairs": recall.pairs,
-          "talk": smalltalk.make}
+MAKERS = {
+    "arithmetic": arithmetic.make,
+    "copy": lists.copy,
+    "reverse": lists.reverse,
+    "sort": lists.sort,
+    "count": lists.count,
+    "json": extract.make,
+    "tools": tools.make,
+    "facts": facts.make,
+    "refuse": refuse.make,
+    "memory": memory.make,
+    "recall": recall.make,
+    "pairs": recall.pairs,
+    "talk": smalltalk.make,
+}
 
 
 def sample(maker: str, held: bool, count: int = 300, seed: int = 0) -> list[Example]:

@@ -24,9 +24,16 @@ __all__ = ["SINGLE", "Example", "conversation", "plain_text"]
 
 # Tasks of a single exchange, which can follow one another in a chat, and how often.
 SINGLE = {
-    arithmetic.make: 16, lists.copy: 7, lists.reverse: 7, lists.sort: 9, lists.count: 6, facts.make: 30,
+    arithmetic.make: 16,
+    lists.copy: 7,
+    lists.reverse: 7,
+    lists.sort: 9,
+    lists.count: 6,
+    facts.make: 30,
     refuse.make: 20,
-    smalltalk.make: 5, stories.make: 2, extract.make: 8,
+    smalltalk.make: 5,
+    stories.make: 2,
+    extract.make: 8,
 }
 _MAKERS, _WEIGHTS = list(SINGLE), list(SINGLE.values())
 

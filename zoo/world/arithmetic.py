@@ -7,16 +7,40 @@ import random
 
 from quire.zoo.world.example import Example, draw_key, turn
 
-_SUMS = ["What is {a} + {b}?", "{a} + {b}", "{a}+{b}", "{a} + {b} =", "What is {a} plus {b}?",
-         "Add {a} and {b}.", "Compute {a} + {b}.",
-         "what's {a} + {b}", "How much is {a} plus {b}?", "{a} plus {b}", "Please add {b} to {a}.",
-         "Calculate {a}+{b}.", "{a}+{b}=?",
-         "What is the sum of {a} and {b}?", "can you add {a} and {b}?"]
-_DIFFERENCES = ["What is {a} - {b}?", "{a} - {b}", "{a}-{b}", "{a} - {b} =", "What is {a} minus {b}?",
-                "Subtract {b} from {a}.",
-                "Compute {a} - {b}.", "what's {a} - {b}", "How much is {a} minus {b}?", "{a} minus {b}",
-                "Take {b} away from {a}.",
-                "Calculate {a}-{b}.", "{a}-{b}=?", "What is {a} less {b}?", "can you subtract {b} from {a}?"]
+_SUMS = [
+    "What is {a} + {b}?",
+    "{a} + {b}",
+    "{a}+{b}",
+    "{a} + {b} =",
+    "What is {a} plus {b}?",
+    "Add {a} and {b}.",
+    "Compute {a} + {b}.",
+    "what's {a} + {b}",
+    "How much is {a} plus {b}?",
+    "{a} plus {b}",
+    "Please add {b} to {a}.",
+    "Calculate {a}+{b}.",
+    "{a}+{b}=?",
+    "What is the sum of {a} and {b}?",
+    "can you add {a} and {b}?",
+]
+_DIFFERENCES = [
+    "What is {a} - {b}?",
+    "{a} - {b}",
+    "{a}-{b}",
+    "{a} - {b} =",
+    "What is {a} minus {b}?",
+    "Subtract {b} from {a}.",
+    "Compute {a} - {b}.",
+    "what's {a} - {b}",
+    "How much is {a} minus {b}?",
+    "{a} minus {b}",
+    "Take {b} away from {a}.",
+    "Calculate {a}-{b}.",
+    "{a}-{b}=?",
+    "What is {a} less {b}?",
+    "can you subtract {b} from {a}?",
+]
 
 
 def _operands(rng: random.Random, digits: int, mixed: bool = False) -> tuple:
@@ -40,5 +64,4 @@ def make(rng: random.Random, held: bool, digits: int | None = None) -> Example:
     if op == "+" and rng.random() < 0.5:
         a, b = b, a
     question = rng.choice(_SUMS if op == "+" else _DIFFERENCES).format(a=a, b=b)
-    return Example(f"arithmetic-{digits}", key, turn(question,
-                                                     f"{a} {op} {b} = {a + b if op == '+' else a - b}"))
+    return Example(f"arithmetic-{digits}", key, turn(question, f"{a} {op} {b} = {a + b if op == '+' else a - b}"))

@@ -25,53 +25,110 @@ def _time(rng: random.Random) -> str:
 
 # fields with their values, and the texts that state them; every text states all fields of its record
 _RECORDS: list[tuple[dict, list[str]]] = [
-    ({"name": name, "age": lambda r: r.randint(5, 99), "city": city},
-     ["{name} is {age} years old and lives in {city}.", "My friend {name} from {city} is {age}.",
-      "{name}, {age}, moved to {city} last year.", "In {city} I met {name}, who is {age} years old."]),
-    ({"name": name, "job": lambda r: r.choice(JOBS), "city": city},
-     ["{name} works as a {job} in {city}.", "The {job} {name} has an office in {city}.",
-      "{city} has a new {job}: {name}."]),
-    ({"item": lambda r: r.choice(THINGS + FOODS), "quantity": lambda r: r.randint(1, 60),
-      "price": lambda r: r.randint(1, 500)},
-     ["Please order {quantity} of the item {item} for {price} dollars.",
-      "We bought {quantity} x {item} and paid {price} dollars.",
-      "Item: {item}, {quantity} pieces, {price} dollars in total."]),
-    ({"event": lambda r: r.choice("meeting party concert lesson match lecture".split()),
-      "day": lambda r: r.choice(DAYS), "time": _time,
-      "place": city},
-     ["The {event} is on {day} at {time} in {place}.",
-      "On {day} there is a {event} in {place}, it starts at {time}.",
-      "Do not forget the {event} in {place}: {day}, {time}."]),
-    ({"name": name, "email": lambda r: f"{made_up(r)}@{made_up(r)}.{r.choice(('com', 'org', 'net'))}",
-      "phone": lambda r: str(r.randint(10000, 999999))},
-     ["You can reach {name} at {email} or by phone at {phone}.", "{name}: {email}, {phone}",
-      "Write to {name} ({email}) or call {phone}."]),
-    ({"color": lambda r: r.choice(COLOURS), "product": lambda r: r.choice(THINGS),
-      "size": lambda r: r.choice(("small", "medium", "large"))},
-     ["I want a {size} {product} in {color}.", "The {product} comes in {color}, size {size}.",
-      "One {color} {product}, {size}, please."]),
-    ({"from": city, "to": city, "month": lambda r: r.choice(MONTHS)},
-     ["We fly from {from} to {to} in {month}.", "The trip in {month} goes from {from} to {to}.",
-      "In {month} she moves to {to} from {from}."]),
+    (
+        {"name": name, "age": lambda r: r.randint(5, 99), "city": city},
+        [
+            "{name} is {age} years old and lives in {city}.",
+            "My friend {name} from {city} is {age}.",
+            "{name}, {age}, moved to {city} last year.",
+            "In {city} I met {name}, who is {age} years old.",
+        ],
+    ),
+    (
+        {"name": name, "job": lambda r: r.choice(JOBS), "city": city},
+        [
+            "{name} works as a {job} in {city}.",
+            "The {job} {name} has an office in {city}.",
+            "{city} has a new {job}: {name}.",
+        ],
+    ),
+    (
+        {
+            "item": lambda r: r.choice(THINGS + FOODS),
+            "quantity": lambda r: r.randint(1, 60),
+            "price": lambda r: r.randint(1, 500),
+        },
+        [
+            "Please order {quantity} of the item {item} for {price} dollars.",
+            "We bought {quantity} x {item} and paid {price} dollars.",
+            "Item: {item}, {quantity} pieces, {price} dollars in total.",
+        ],
+    ),
+    (
+        {
+            "event": lambda r: r.choice("meeting party concert lesson match lecture".split()),
+            "day": lambda r: r.choice(DAYS),
+            "time": _time,
+            "place": city,
+        },
+        [
+            "The {event} is on {day} at {time} in {place}.",
+            "On {day} there is a {event} in {place}, it starts at {time}.",
+            "Do not forget the {event} in {place}: {day}, {time}.",
+        ],
+    ),
+    (
+        {
+            "name": name,
+            "email": lambda r: f"{made_up(r)}@{made_up(r)}.{r.choice(('com', 'org', 'net'))}",
+            "phone": lambda r: str(r.randint(10000, 999999)),
+        },
+        [
+            "You can reach {name} at {email} or by phone at {phone}.",
+            "{name}: {email}, {phone}",
+            "Write to {name} ({email}) or call {phone}.",
+        ],
+    ),
+    (
+        {
+            "color": lambda r: r.choice(COLOURS),
+            "product": lambda r: r.choice(THINGS),
+            "size": lambda r: r.choice(("small", "medium", "large")),
+        },
+        [
+            "I want a {size} {product} in {color}.",
+            "The {product} comes in {color}, size {size}.",
+            "One {color} {product}, {size}, please.",
+        ],
+    ),
+    (
+        {"from": city, "to": city, "month": lambda r: r.choice(MONTHS)},
+        [
+            "We fly from {from} to {to} in {month}.",
+            "The trip in {month} goes from {from} to {to}.",
+            "In {month} she moves to {to} from {from}.",
+        ],
+    ),
 ]
-_ASK = ["Extract {f} as JSON: {x}", "Extract {f} as JSON.\n{x}", "{x}\nGive me {f} as JSON.",
-        "Return JSON with {f}: {x}",
-        "JSON with {f}, please: {x}", "From this text extract {f} as JSON: {x}",
-        "{x}\n\nExtract as JSON with the fields {f}."]
-_ASK_SCHEMA = ["Fill this schema: {s}\n{x}", "Extract JSON with this schema: {s}\nText: {x}",
-               "{x}\nSchema: {s}", "Schema: {s}\nText: {x}"]
+_ASK = [
+    "Extract {f} as JSON: {x}",
+    "Extract {f} as JSON.\n{x}",
+    "{x}\nGive me {f} as JSON.",
+    "Return JSON with {f}: {x}",
+    "JSON with {f}, please: {x}",
+    "From this text extract {f} as JSON: {x}",
+    "{x}\n\nExtract as JSON with the fields {f}.",
+]
+_ASK_SCHEMA = [
+    "Fill this schema: {s}\n{x}",
+    "Extract JSON with this schema: {s}\nText: {x}",
+    "{x}\nSchema: {s}",
+    "Schema: {s}\nText: {x}",
+]
 
 
 def _invented(rng: random.Random) -> tuple[dict, list[str]]:
     """Fields of any name, so that the names in the question are read and not guessed."""
     names = rng.sample(sorted(set(ATTRIBUTES)), rng.randint(2, 4))
-    fields = {n: rng.choice((lambda r: r.randint(0, 9999), lambda r: word(r, 0.4), city,
-                             name)) for n in names}
+    fields = {n: rng.choice((lambda r: r.randint(0, 9999), lambda r: word(r, 0.4), city, name)) for n in names}
     middle = [f"the {n} is {{{n}}}" for n in names]
     rng.shuffle(middle)
     sentence = ", ".join(middle[:-1]) + " and " + middle[-1] + "."
-    return fields, [sentence[0].upper() + sentence[1:], ", ".join(f"{n} {{{n}}}" for n in names),
-                    "\n".join(f"{n}: {{{n}}}" for n in names)]
+    return fields, [
+        sentence[0].upper() + sentence[1:],
+        ", ".join(f"{n} {{{n}}}" for n in names),
+        "\n".join(f"{n}: {{{n}}}" for n in names),
+    ]
 
 
 def make(rng: random.Random, held: bool) -> Example:

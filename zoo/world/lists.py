@@ -7,30 +7,63 @@ from quire.zoo.world.example import Example, draw_key, held_out, turn
 from quire.zoo.world.stories import sentence
 from quire.zoo.world.words import CITIES, NAMES, WORDS, any_word, distinct, made_up, word
 
-_COPY = ["Repeat: {x}", "Copy this list: {x}", "Copy: {x}", "Say exactly this: {x}", "Repeat after me: {x}",
-         "Write this again: {x}",
-         "Please repeat this list: {x}", "Echo: {x}", "copy {x}", "Repeat the following: {x}", "Repeat {x}",
-         "Say {x}"]
+_COPY = [
+    "Repeat: {x}",
+    "Copy this list: {x}",
+    "Copy: {x}",
+    "Say exactly this: {x}",
+    "Repeat after me: {x}",
+    "Write this again: {x}",
+    "Please repeat this list: {x}",
+    "Echo: {x}",
+    "copy {x}",
+    "Repeat the following: {x}",
+    "Repeat {x}",
+    "Say {x}",
+]
 _COPY_TEXT = [t for t in _COPY if "list" not in t]
-_COPY_WORD = ["Repeat the word {x}.", "Say the word {x}", "Repeat the word {x}", "Write the word {x}.",
-              "Say {x}!"]
-_REVERSE = ["Reverse: {x}", "Reverse this list: {x}", "Write this list backwards: {x}",
-            "Give the items in reverse order: {x}",
-            "Please reverse: {x}", "reverse {x}", "Turn this list around: {x}",
-            "Say this list from last to first: {x}"]
-_SORT = ["Sort: {x}", "Sort this list: {x}", "Put in order: {x}", "Please sort: {x}", "sort {x}",
-         "Sort these: {x}",
-         "Order this list: {x}"]
-_SORT_WORDS = ["Sort alphabetically: {x}", "Sort these words: {x}",
-               "Put these words in alphabetical order: {x}"]
+_COPY_WORD = ["Repeat the word {x}.", "Say the word {x}", "Repeat the word {x}", "Write the word {x}.", "Say {x}!"]
+_REVERSE = [
+    "Reverse: {x}",
+    "Reverse this list: {x}",
+    "Write this list backwards: {x}",
+    "Give the items in reverse order: {x}",
+    "Please reverse: {x}",
+    "reverse {x}",
+    "Turn this list around: {x}",
+    "Say this list from last to first: {x}",
+]
+_SORT = [
+    "Sort: {x}",
+    "Sort this list: {x}",
+    "Put in order: {x}",
+    "Please sort: {x}",
+    "sort {x}",
+    "Sort these: {x}",
+    "Order this list: {x}",
+]
+_SORT_WORDS = ["Sort alphabetically: {x}", "Sort these words: {x}", "Put these words in alphabetical order: {x}"]
 _SORT_NUMBERS = ["Sort from small to large: {x}", "Sort these numbers: {x}", "Sort ascending: {x}"]
-_SORT_DOWN = ["Sort from large to small: {x}", "Sort descending: {x}",
-              "Sort these numbers from largest to smallest: {x}"]
-_COUNT = ["Count: {x}", "How many items are in this list: {x}", "Count the items: {x}",
-          "How many words are here: {x}",
-          "How long is this list: {x}", "count {x}", "Please count these: {x}", "How many are there: {x}"]
-_COUNT_ONE = ["How many times does {w} appear in: {x}", "Count {w} in this list: {x}",
-              "How often do you see {w} here: {x}"]
+_SORT_DOWN = [
+    "Sort from large to small: {x}",
+    "Sort descending: {x}",
+    "Sort these numbers from largest to smallest: {x}",
+]
+_COUNT = [
+    "Count: {x}",
+    "How many items are in this list: {x}",
+    "Count the items: {x}",
+    "How many words are here: {x}",
+    "How long is this list: {x}",
+    "count {x}",
+    "Please count these: {x}",
+    "How many are there: {x}",
+]
+_COUNT_ONE = [
+    "How many times does {w} appear in: {x}",
+    "Count {w} in this list: {x}",
+    "How often do you see {w} here: {x}",
+]
 
 
 def _items(rng: random.Random, kind: str, longest: int) -> list[str]:
@@ -108,15 +141,18 @@ def sort(rng: random.Random, held: bool, longest: int = 12) -> Example:
 
 def count(rng: random.Random, held: bool, longest: int = 12) -> Example:
     if rng.random() < 0.3:
+
         def draw(r: random.Random) -> tuple:
             items = _items(r, "known", 6)
             return ("count-one", *(r.choice(items[:3]) for _ in range(r.randint(2, 10))))
+
         key = draw_key(rng, held, draw)
         items, wanted = list(key[1:]), rng.choice(key[1:])
         n = items.count(wanted)
-        return Example("count", key, turn(_ask(rng, _COUNT_ONE, items, w=wanted)[0],
-                                          f"{wanted} appears {n} time{'s' if n > 1 else ''}."))
-    key = draw_key(rng, held, lambda r: ("count", *_items(r, r.choice(("known", "mixed", "numbers", "any")),
-                                                          longest)))
-    return Example("count", key, turn(_ask(rng, _COUNT, list(key[1:]))[0],
-                                      f"There are {len(key) - 1} items."))
+        return Example(
+            "count",
+            key,
+            turn(_ask(rng, _COUNT_ONE, items, w=wanted)[0], f"{wanted} appears {n} time{'s' if n > 1 else ''}."),
+        )
+    key = draw_key(rng, held, lambda r: ("count", *_items(r, r.choice(("known", "mixed", "numbers", "any")), longest)))
+    return Example("count", key, turn(_ask(rng, _COUNT, list(key[1:]))[0], f"There are {len(key) - 1} items."))

@@ -18,38 +18,81 @@ def _one_of(rng: random.Random, words: list[str]) -> str:
 
 # attribute -> statements, questions, answer, how to draw a value
 _ABOUT: dict[str, tuple[list[str], list[str], str, Callable[[random.Random], str]]] = {
-    "name": (["My name is {v}.", "I am {v}.", "I'm {v}.", "Hi, I am {v}.", "Call me {v}.",
-              "Hello! My name is {v}.", "my name is {v}"],
-             ["What is my name?", "What's my name?", "Who am I?", "Do you remember my name?",
-              "what is my name", "Tell me my name."],
-             "Your name is {v}.", lambda r: name(r, 0.5)),
-    "city": (["I live in {v}.", "I am from {v}.", "My home is {v}.", "My city is {v}."],
-             ["Where do I live?", "Which city do I live in?", "What is my city?", "where am I from?"],
-             "You live in {v}.", lambda r: city(r, 0.4)),
-    "colour": (["My favourite colour is {v}.", "I like {v} best of all colours.",
-                "My favorite color is {v}."],
-               ["What is my favourite colour?", "Which colour do I like?", "What's my favorite color?"],
-               "Your favourite colour is {v}.", lambda r: _one_of(r, COLOURS)),
-    "food": (["My favourite food is {v}.", "I love to eat {v}.", "My favorite food is {v}."],
-             ["What is my favourite food?", "What do I love to eat?", "What's my favorite food?"],
-             "Your favourite food is {v}.", lambda r: _one_of(r, FOODS)),
-    "job": (["I work as a {v}.", "I am a {v}.", "My job is {v}."],
-            ["What is my job?", "What do I do for a living?", "what do I work as?"],
-            "You work as a {v}.", lambda r: _one_of(r, JOBS)),
-    "pet": (["I have a {v}.", "My pet is a {v}.", "I own a {v}."],
-            ["What pet do I have?", "Which animal do I have?", "What is my pet?"],
-            "You have a {v}.", lambda r: _one_of(r, ANIMALS)),
-    "age": (["I am {v} years old.", "My age is {v}.", "I'm {v} years old."],
-            ["How old am I?", "What is my age?", "Tell me my age."],
-            "You are {v} years old.", lambda r: str(r.randint(5, 99))),
-    "number": (["My lucky number is {v}.", "My number is {v}."],
-               ["What is my lucky number?", "What is my number?"],
-               "Your number is {v}.", lambda r: str(r.randint(1, 9999))),
-    "month": (["I was born in {v}.", "My birthday is in {v}."], ["When was I born?", "When is my birthday?"],
-              "Your birthday is in {v}.", lambda r: _one_of(r, MONTHS)),
-    "code": (["My code word is {v}.", "Remember the word {v}.", "Please remember this word: {v}."],
-             ["What is my code word?", "Which word should you remember?", "What was the word?"],
-             "Your word is {v}.", lambda r: word(r, 0.5) if r.random() < 0.7 else made_up(r)),
+    "name": (
+        [
+            "My name is {v}.",
+            "I am {v}.",
+            "I'm {v}.",
+            "Hi, I am {v}.",
+            "Call me {v}.",
+            "Hello! My name is {v}.",
+            "my name is {v}",
+        ],
+        [
+            "What is my name?",
+            "What's my name?",
+            "Who am I?",
+            "Do you remember my name?",
+            "what is my name",
+            "Tell me my name.",
+        ],
+        "Your name is {v}.",
+        lambda r: name(r, 0.5),
+    ),
+    "city": (
+        ["I live in {v}.", "I am from {v}.", "My home is {v}.", "My city is {v}."],
+        ["Where do I live?", "Which city do I live in?", "What is my city?", "where am I from?"],
+        "You live in {v}.",
+        lambda r: city(r, 0.4),
+    ),
+    "colour": (
+        ["My favourite colour is {v}.", "I like {v} best of all colours.", "My favorite color is {v}."],
+        ["What is my favourite colour?", "Which colour do I like?", "What's my favorite color?"],
+        "Your favourite colour is {v}.",
+        lambda r: _one_of(r, COLOURS),
+    ),
+    "food": (
+        ["My favourite food is {v}.", "I love to eat {v}.", "My favorite food is {v}."],
+        ["What is my favourite food?", "What do I love to eat?", "What's my favorite food?"],
+        "Your favourite food is {v}.",
+        lambda r: _one_of(r, FOODS),
+    ),
+    "job": (
+        ["I work as a {v}.", "I am a {v}.", "My job is {v}."],
+        ["What is my job?", "What do I do for a living?", "what do I work as?"],
+        "You work as a {v}.",
+        lambda r: _one_of(r, JOBS),
+    ),
+    "pet": (
+        ["I have a {v}.", "My pet is a {v}.", "I own a {v}."],
+        ["What pet do I have?", "Which animal do I have?", "What is my pet?"],
+        "You have a {v}.",
+        lambda r: _one_of(r, ANIMALS),
+    ),
+    "age": (
+        ["I am {v} years old.", "My age is {v}.", "I'm {v} years old."],
+        ["How old am I?", "What is my age?", "Tell me my age."],
+        "You are {v} years old.",
+        lambda r: str(r.randint(5, 99)),
+    ),
+    "number": (
+        ["My lucky number is {v}.", "My number is {v}."],
+        ["What is my lucky number?", "What is my number?"],
+        "Your number is {v}.",
+        lambda r: str(r.randint(1, 9999)),
+    ),
+    "month": (
+        ["I was born in {v}.", "My birthday is in {v}."],
+        ["When was I born?", "When is my birthday?"],
+        "Your birthday is in {v}.",
+        lambda r: _one_of(r, MONTHS),
+    ),
+    "code": (
+        ["My code word is {v}.", "Remember the word {v}.", "Please remember this word: {v}."],
+        ["What is my code word?", "Which word should you remember?", "What was the word?"],
+        "Your word is {v}.",
+        lambda r: word(r, 0.5) if r.random() < 0.7 else made_up(r),
+    ),
 }
 ACKNOWLEDGE = "Thanks, I will remember that."
 UNTOLD = "You have not told me that yet."
@@ -96,6 +139,5 @@ def make(rng: random.Random, held: bool, between: Between | None = None) -> Exam
         other = rng.choice([a for a in _ABOUT if a not in told])
         messages += turn(casual(rng, rng.choice(_ABOUT[other][1])), UNTOLD)
     for attribute in order:
-        messages += turn(casual(rng, rng.choice(_ABOUT[attribute][1])),
-                         _ABOUT[attribute][2].format(v=told[attribute]))
+        messages += turn(casual(rng, rng.choice(_ABOUT[attribute][1])), _ABOUT[attribute][2].format(v=told[attribute]))
     return Example("turn-memory", ("memory", order[-1], told[order[-1]]), messages)

@@ -5,28 +5,58 @@ Applied to the wording of a question, never to the data in it, and never to the 
 
 import random
 
-_OPENINGS = ["hey, ", "hi, ", "hello! ", "please ", "please tell me: ", "can you tell me: ",
-             "quick question: ", "so, ",
-             "ok, ", "and ", "I wonder: ", "I would like to know: ", "tell me, ", "one more thing: ",
-             "question: ",
-             "um, ", "well, ", "just curious: ", "a question: ", "help me: ", "do you know: "]
-_ENDINGS = [" please", ", please", " thanks", " Thanks!", " Please explain.", " Be brief.",
-            " I am new to this.", "?",
-            "??", " :)", " I keep forgetting.", " In one sentence.", " in short"]
+_OPENINGS = [
+    "hey, ",
+    "hi, ",
+    "hello! ",
+    "please ",
+    "please tell me: ",
+    "can you tell me: ",
+    "quick question: ",
+    "so, ",
+    "ok, ",
+    "and ",
+    "I wonder: ",
+    "I would like to know: ",
+    "tell me, ",
+    "one more thing: ",
+    "question: ",
+    "um, ",
+    "well, ",
+    "just curious: ",
+    "a question: ",
+    "help me: ",
+    "do you know: ",
+]
+_ENDINGS = [
+    " please",
+    ", please",
+    " thanks",
+    " Thanks!",
+    " Please explain.",
+    " Be brief.",
+    " I am new to this.",
+    "?",
+    "??",
+    " :)",
+    " I keep forgetting.",
+    " In one sentence.",
+    " in short",
+]
 
 
 def typo(rng: random.Random, text: str) -> str:
     """One slip of the finger in one of the longer words."""
-    places = [i for i in range(2, len(text) - 2) if text[i - 1:i + 2].isalpha()]
+    places = [i for i in range(2, len(text) - 2) if text[i - 1 : i + 2].isalpha()]
     if not places:
         return text
     i = rng.choice(places)
     kind = rng.randrange(3)
     if kind == 0:
-        return text[:i] + text[i + 1:]
+        return text[:i] + text[i + 1 :]
     if kind == 1:
         return text[:i] + text[i] + text[i:]
-    return text[:i] + text[i + 1] + text[i] + text[i + 2:]
+    return text[:i] + text[i + 1] + text[i] + text[i + 2 :]
 
 
 def casual(rng: random.Random, text: str) -> str:

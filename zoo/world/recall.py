@@ -43,40 +43,71 @@ def _value(rng: random.Random) -> str:
 # statement (also the answer), question, what the key looks like, what the value looks like
 _KINDS = [
     ("The secret code of {k} is {v}.", "What is the secret code of {k}?", name, _DIGITS),
-    ("The password for the {k} is {v}.", "What is the password for the {k}?",
-     lambda r: f"{r.choice(ADJECTIVES)} {r.choice(NOUNS)}", lambda r: word(r, 0.4)),
+    (
+        "The password for the {k} is {v}.",
+        "What is the password for the {k}?",
+        lambda r: f"{r.choice(ADJECTIVES)} {r.choice(NOUNS)}",
+        lambda r: word(r, 0.4),
+    ),
     ("{k} lives in {v}.", "Where does {k} live?", name, city),
-    ("The favourite colour of {k} is {v}.", "What is the favourite colour of {k}?", name,
-     lambda r: r.choice(COLOURS)),
+    ("The favourite colour of {k} is {v}.", "What is the favourite colour of {k}?", name, lambda r: r.choice(COLOURS)),
     ("{k} works as a {v}.", "What does {k} work as?", name, lambda r: r.choice(JOBS)),
-    ("{k} hid the treasure in the {v}.", "Where did {k} hide the treasure?", name,
-     lambda r: r.choice(PLACES)),
-    ("The magic word of the {k} is {v}.", "What is the magic word of the {k}?", lambda r: r.choice(NOUNS),
-     lambda r: word(r, 0.5)),
-    ("The number of the {k} is {v}.", "What is the number of the {k}?",
-     lambda r: f"{r.choice(ADJECTIVES)} {r.choice(THINGS)}", _DIGITS),
+    ("{k} hid the treasure in the {v}.", "Where did {k} hide the treasure?", name, lambda r: r.choice(PLACES)),
+    (
+        "The magic word of the {k} is {v}.",
+        "What is the magic word of the {k}?",
+        lambda r: r.choice(NOUNS),
+        lambda r: word(r, 0.5),
+    ),
+    (
+        "The number of the {k} is {v}.",
+        "What is the number of the {k}?",
+        lambda r: f"{r.choice(ADJECTIVES)} {r.choice(THINGS)}",
+        _DIGITS,
+    ),
     ("{k} bought a {v}.", "What did {k} buy?", name, lambda r: f"{r.choice(ADJECTIVES)} {r.choice(THINGS)}"),
     ("{k} likes to eat {v}.", "What does {k} like to eat?", name, lambda r: r.choice(FOODS)),
     ("{k} has a {v} as a pet.", "What pet does {k} have?", name, lambda r: r.choice(ANIMALS)),
-    ("The meeting about the {k} is on {v}.", "When is the meeting about the {k}?", lambda r: r.choice(NOUNS),
-     lambda r: f"{r.choice(DAYS)} at {r.randint(8, 19)}:{r.choice(('00', '15', '30', '45'))}"),
+    (
+        "The meeting about the {k} is on {v}.",
+        "When is the meeting about the {k}?",
+        lambda r: r.choice(NOUNS),
+        lambda r: f"{r.choice(DAYS)} at {r.randint(8, 19)}:{r.choice(('00', '15', '30', '45'))}",
+    ),
     ("The special number of {k} is {v}.", "What is the special number of {k}?", city, _DIGITS),
-    ("The {k} is {v}.", "What is the {k}?", lambda r: f"{r.choice(ATTRIBUTES)} of the {r.choice(NOUNS)}",
-     _value),
+    ("The {k} is {v}.", "What is the {k}?", lambda r: f"{r.choice(ATTRIBUTES)} of the {r.choice(NOUNS)}", _value),
     ("The {k} is {v}.", "What's the {k}?", lambda r: f"{r.choice(ATTRIBUTES)} of {name(r)}", _value),
     ("The {k} is {v}.", "What is the {k}?", lambda r: f"{r.choice(NOUNS)} {r.choice(ATTRIBUTES)}", _value),
-    ("The {k} are {v}.", "What are the {k}?",
-     lambda r: f"{r.choice(('opening', 'office', 'visiting', 'closing', 'school'))} hours",
-     lambda r: f"{r.randint(6, 11)} to {r.randint(1, 9)}"),
+    (
+        "The {k} are {v}.",
+        "What are the {k}?",
+        lambda r: f"{r.choice(('opening', 'office', 'visiting', 'closing', 'school'))} hours",
+        lambda r: f"{r.randint(6, 11)} to {r.randint(1, 9)}",
+    ),
     ("{k} has {v}.", "What does {k} have?", name, lambda r: f"{r.randint(2, 99)} {r.choice(NOUNS)}s"),
-    ("The {k} has {v}.", "What does the {k} have?", lambda r: f"{r.choice(ADJECTIVES)} {r.choice(THINGS)}",
-     lambda r: f"{r.randint(2, 99)} {r.choice(NOUNS)}s"),
+    (
+        "The {k} has {v}.",
+        "What does the {k} have?",
+        lambda r: f"{r.choice(ADJECTIVES)} {r.choice(THINGS)}",
+        lambda r: f"{r.randint(2, 99)} {r.choice(NOUNS)}s",
+    ),
     ("The {k} is in the {v}.", "Where is the {k}?", lambda r: r.choice(NOUNS), lambda r: r.choice(PLACES)),
-    ("The owner of the {k} is {v}.", "Who is the owner of the {k}?",
-     lambda r: f"{r.choice(ADJECTIVES)} {r.choice(PLACES)}", name),
+    (
+        "The owner of the {k} is {v}.",
+        "Who is the owner of the {k}?",
+        lambda r: f"{r.choice(ADJECTIVES)} {r.choice(PLACES)}",
+        name,
+    ),
 ]
-_INTROS = ["Read this text.", "Here is a text.", "Read the notes and answer.", "Remember this:", "Text:",
-           "Keep this in mind:", ""]
+_INTROS = [
+    "Read this text.",
+    "Here is a text.",
+    "Read the notes and answer.",
+    "Remember this:",
+    "Text:",
+    "Keep this in mind:",
+    "",
+]
 _QUESTION_INTROS = ["{q}", "{q}", "Question: {q}", "Now tell me: {q}", "{q} Look in the text."]
 
 
@@ -123,8 +154,8 @@ def _needles(rng: random.Random, held: bool, count: int, asked: int) -> list[tup
 def make(rng: random.Random, held: bool, tokens: int = 300, dense: bool = True) -> Example:
     """One or many facts in filler of about `tokens` tokens, then one or many questions.
 
-    Where the facts stand is uniform over the text. The text is in the first question, in a turn of its own,
-or the system prompt.
+        Where the facts stand is uniform over the text. The text is in the first question, in a turn of its own,
+    or the system prompt.
     """
     count = min(max(1, tokens // 40), rng.choice((1, 2, 4, 6, 8, 12, 16))) if dense else 1
     asked = min(count, 10)
@@ -153,20 +184,41 @@ or the system prompt.
 
 
 _PAIR_FORMATS = ["{k} {v}", "{k}: {v}", "{k} = {v}", "{k} -> {v}"]
-_PAIR_ASK = ["What is {k}?", "What is the value of {k}?", "{k}?", "get {k}", "Look up {k}.",
-             "Which value belongs to {k}?", "Find {k}.",
-             "Give me {k}."]
-_PAIR_INTROS = ["Here are some pairs:", "Remember these pairs:", "Pairs:", "Table:", "Look at this table:",
-                "Use this table:"]
+_PAIR_ASK = [
+    "What is {k}?",
+    "What is the value of {k}?",
+    "{k}?",
+    "get {k}",
+    "Look up {k}.",
+    "Which value belongs to {k}?",
+    "Find {k}.",
+    "Give me {k}.",
+]
+_PAIR_INTROS = [
+    "Here are some pairs:",
+    "Remember these pairs:",
+    "Pairs:",
+    "Table:",
+    "Look at this table:",
+    "Use this table:",
+]
 
 
 def pairs(rng: random.Random, held: bool, count: int | None = None, dense: bool = True) -> Example:
     """`count` key-value pairs that differ only in their words, then a question for one or (dense) many."""
     count = count or rng.choice((2, 3, 4, 6, 8, 8, 8, 12, 16))
-    keys = distinct(rng, rng.choice((lambda r: r.choice(NOUNS), lambda r: word(r, 0.4),
-                                     lambda r: r.choice(NAMES), made_up)), count)
-    draw_value = rng.choice((lambda r: r.choice(NOUNS), lambda r: word(r, 0.4),
-                             lambda r: str(r.randint(0, 99)), lambda r: str(r.randint(100, 999)), city))
+    keys = distinct(
+        rng, rng.choice((lambda r: r.choice(NOUNS), lambda r: word(r, 0.4), lambda r: r.choice(NAMES), made_up)), count
+    )
+    draw_value = rng.choice(
+        (
+            lambda r: r.choice(NOUNS),
+            lambda r: word(r, 0.4),
+            lambda r: str(r.randint(0, 99)),
+            lambda r: str(r.randint(100, 999)),
+            city,
+        )
+    )
     table = draw_key(rng, held, lambda r: ("pairs", *((k, draw_value(r)) for k in keys)))[1:]
     form = rng.choice(_PAIR_FORMATS)
     lines = [form.format(k=k, v=v) for k, v in table]
@@ -175,8 +227,7 @@ def pairs(rng: random.Random, held: bool, count: int | None = None, dense: bool 
     if dense and rng.random() < 0.4:  # several at once: the densest signal of all
         wanted = [rng.choice(order) for _ in range(min(2 * count, 16))]
         question = "Give me " + ", ".join(table[i][0] for i in wanted) + "."
-        return Example("pairs", ("pairs", *table), turn(f"{text}\n{question}",
-                                                        "\n".join(lines[i] for i in wanted)))
+        return Example("pairs", ("pairs", *table), turn(f"{text}\n{question}", "\n".join(lines[i] for i in wanted)))
     messages: list[dict] = []
     if rng.random() < 0.15:
         messages = turn(text, "OK, I have read it.")

@@ -16,12 +16,22 @@ from quire.zoo.world.words import (
     word,
 )
 
-_ASK = ["Tell me a story.", "Tell me a story about a {hero}.", "Tell me a little story.",
-        "A story about a {hero}, please.",
-        "Write a short story about a {hero}.", "Can you tell a story?", "I want a story with a {hero}.",
-        "story about a {hero}",
-        "Make up a story about a {hero}.", "Tell a story", "story", "a story please", "Once upon a time",
-        "Please tell me a bedtime story about a {hero}."]
+_ASK = [
+    "Tell me a story.",
+    "Tell me a story about a {hero}.",
+    "Tell me a little story.",
+    "A story about a {hero}, please.",
+    "Write a short story about a {hero}.",
+    "Can you tell a story?",
+    "I want a story with a {hero}.",
+    "story about a {hero}",
+    "Make up a story about a {hero}.",
+    "Tell a story",
+    "story",
+    "a story please",
+    "Once upon a time",
+    "Please tell me a bedtime story about a {hero}.",
+]
 _MOODS = """old quiet brave shy clever kind lazy happy proud hungry sleepy curious lucky""".split()
 
 
@@ -33,26 +43,60 @@ def story(rng: random.Random, hero: str) -> str:
     """Five to seven sentences: a hero with a wish, a journey, a friend, an end."""
     mood, place, goal = rng.choice(_MOODS), rng.choice(PLACES), rng.choice(THINGS)
     friend, food, who = rng.choice(ANIMALS), rng.choice(FOODS), name(rng, 0.1)
-    parts = [rng.choice([f"Once upon a time there was {_a(mood)} {hero} named {who}.",
-                         f"In {_a(place)} there lived {_a(mood)} {hero} named {who}."]),
-             rng.choice([f"{who} had lost {_a(goal)} and missed it every day.",
-                         f"One day {who} found an old map of {_a(goal)}.",
-                         f"{who} wanted nothing more than {_a(goal)}."]),
-             rng.choice([f"So {who} walked to the {rng.choice(PLACES)} to look for it.",
-                         f"So {who} went over the hill and through the {rng.choice(PLACES)}."])]
+    parts = [
+        rng.choice(
+            [
+                f"Once upon a time there was {_a(mood)} {hero} named {who}.",
+                f"In {_a(place)} there lived {_a(mood)} {hero} named {who}.",
+            ]
+        ),
+        rng.choice(
+            [
+                f"{who} had lost {_a(goal)} and missed it every day.",
+                f"One day {who} found an old map of {_a(goal)}.",
+                f"{who} wanted nothing more than {_a(goal)}.",
+            ]
+        ),
+        rng.choice(
+            [
+                f"So {who} walked to the {rng.choice(PLACES)} to look for it.",
+                f"So {who} went over the hill and through the {rng.choice(PLACES)}.",
+            ]
+        ),
+    ]
     if rng.random() < 0.5:
-        parts.append(rng.choice(["Soon it began to rain.", "The night was cold and dark.",
-                                 "The way was long, but the sun was warm.",
-                                 f"The wind blew over the {rng.choice(NATURE)}."]))
-    parts += [rng.choice([f"There {who} met {_a(friend)}, who was hungry.",
-                          f"By the road sat {_a(friend)} and cried."]),
-              rng.choice([f"{who} gave the {friend} some {food}, and the {friend} smiled.",
-                          f"{who} shared the last {food} with the {friend}."]),
-              rng.choice([f"Then the {friend} showed {who} where the {goal} was hidden.",
-                          f"To say thanks, the {friend} helped {who} to find the {goal}."]),
-              rng.choice(["They went home together and were friends ever after.",
-                          f"From that day on {who} was never alone.",
-                          f"And the {goal} still stands in the {place} today."])]
+        parts.append(
+            rng.choice(
+                [
+                    "Soon it began to rain.",
+                    "The night was cold and dark.",
+                    "The way was long, but the sun was warm.",
+                    f"The wind blew over the {rng.choice(NATURE)}.",
+                ]
+            )
+        )
+    parts += [
+        rng.choice([f"There {who} met {_a(friend)}, who was hungry.", f"By the road sat {_a(friend)} and cried."]),
+        rng.choice(
+            [
+                f"{who} gave the {friend} some {food}, and the {friend} smiled.",
+                f"{who} shared the last {food} with the {friend}.",
+            ]
+        ),
+        rng.choice(
+            [
+                f"Then the {friend} showed {who} where the {goal} was hidden.",
+                f"To say thanks, the {friend} helped {who} to find the {goal}.",
+            ]
+        ),
+        rng.choice(
+            [
+                "They went home together and were friends ever after.",
+                f"From that day on {who} was never alone.",
+                f"And the {goal} still stands in the {place} today.",
+            ]
+        ),
+    ]
     return " ".join(parts)
 
 

@@ -30,8 +30,14 @@ Spec = tuple[str, str, dict[str, Draw], list[str]]  # name, description, paramet
 def tool(title: str, description: str, params: dict[str, str]) -> dict:
     """An OpenAI tool definition; `params` maps names to JSON types."""
     properties = {k: {"type": v} for k, v in params.items()}
-    return {"type": "function", "function": {"name": title, "description": description, "parameters": {
-        "type": "object", "properties": properties, "required": list(params)}}}
+    return {
+        "type": "function",
+        "function": {
+            "name": title,
+            "description": description,
+            "parameters": {"type": "object", "properties": properties, "required": list(params)},
+        },
+    }
 
 
 def call(title: str, arguments: dict) -> str:
@@ -57,30 +63,57 @@ def _one_of(values: Sequence[str]) -> Draw:
 
 # name -> description, parameters with how to draw them, requests
 _FIXED: dict[str, tuple[str, dict[str, Draw], list[str]]] = {
-    "get_weather": ("Get the weather of a city.", {"city": city}, [
-        "What is the weather in {city}?", "How is the weather in {city}?", "weather in {city}",
-        "Is it raining in {city}?"]),
-    "get_time": ("Get the time in a city.", {"city": city}, [
-        "What time is it in {city}?", "time in {city}?", "Tell me the time in {city}."]),
-    "set_timer": ("Set a timer.", {"minutes": _number(1, 120)}, [
-        "Set a timer for {minutes} minutes.", "Wake me in {minutes} minutes.", "timer {minutes} minutes"]),
-    "send_message": ("Send a message to a person.", {"to": name, "text": _words(1, 4, 0.1)}, [
-        "Send {to} the message: {text}", "Tell {to} this: {text}", "Write to {to}: {text}"]),
-    "convert": ("Convert money.", {"amount": _number(1, 999), "source": _one_of(("USD", "EUR", "GBP")),
-                                   "target": _one_of(("JPY", "CHF", "INR"))}, [
-        "Convert {amount} {source} to {target}.", "How much is {amount} {source} in {target}?"]),
-    "search": ("Search the web.", {"query": _words(1, 3, 0.2)}, [
-        "Search for {query}", "Search the web for {query}", "Look up {query} on the web"]),
-    "book_table": ("Book a table.", {"people": _number(1, 12), "day": _one_of(DAYS), "time": _time}, [
-        "Book a table for {people} on {day} at {time}.",
-        "I need a table for {people} people, {day} at {time}."]),
-    "set_light": ("Set the light of a room.", {"room": _one_of(PLACES), "color": _one_of(COLOURS)}, [
-        "Make the light in the {room} {color}.", "Set the {room} light to {color}."]),
-    "add_to_list": ("Add an item to the shopping list.", {"item": _one_of(FOODS + THINGS),
-                                                                        "count": _number(1, 30)}, [
-        "Add {count} {item} to my shopping list.", "Put {count} {item} on the list."]),
-    "play_music": ("Play a song.", {"song": _words(1, 3, 0.3)}, [
-        "Play the song {song}", "I want to hear {song}"]),
+    "get_weather": (
+        "Get the weather of a city.",
+        {"city": city},
+        [
+            "What is the weather in {city}?",
+            "How is the weather in {city}?",
+            "weather in {city}",
+            "Is it raining in {city}?",
+        ],
+    ),
+    "get_time": (
+        "Get the time in a city.",
+        {"city": city},
+        ["What time is it in {city}?", "time in {city}?", "Tell me the time in {city}."],
+    ),
+    "set_timer": (
+        "Set a timer.",
+        {"minutes": _number(1, 120)},
+        ["Set a timer for {minutes} minutes.", "Wake me in {minutes} minutes.", "timer {minutes} minutes"],
+    ),
+    "send_message": (
+        "Send a message to a person.",
+        {"to": name, "text": _words(1, 4, 0.1)},
+        ["Send {to} the message: {text}", "Tell {to} this: {text}", "Write to {to}: {text}"],
+    ),
+    "convert": (
+        "Convert money.",
+        {"amount": _number(1, 999), "source": _one_of(("USD", "EUR", "GBP")), "target": _one_of(("JPY", "CHF", "INR"))},
+        ["Convert {amount} {source} to {target}.", "How much is {amount} {source} in {target}?"],
+    ),
+    "search": (
+        "Search the web.",
+        {"query": _words(1, 3, 0.2)},
+        ["Search for {query}", "Search the web for {query}", "Look up {query} on the web"],
+    ),
+    "book_table": (
+        "Book a table.",
+        {"people": _number(1, 12), "day": _one_of(DAYS), "time": _time},
+        ["Book a table for {people} on {day} at {time}.", "I need a table for {people} people, {day} at {time}."],
+    ),
+    "set_light": (
+        "Set the light of a room.",
+        {"room": _one_of(PLACES), "color": _one_of(COLOURS)},
+        ["Make the light in the {room} {color}.", "Set the {room} light to {color}."],
+    ),
+    "add_to_list": (
+        "Add an item to the shopping list.",
+        {"item": _one_of(FOODS + THINGS), "count": _number(1, 30)},
+        ["Add {count} {item} to my shopping list.", "Put {count} {item} on the list."],
+    ),
+    "play_music": ("Play a song.", {"song": _words(1, 3, 0.3)}, ["Play the song {song}", "I want to hear {song}"]),
 }
 _VERBS = """open close paint move find clean check start stop sell buy lock fix hide count watch wash pack
 lift drop get create delete update send
@@ -91,12 +124,10 @@ def _code(rng: random.Random) -> str:
     return "".join(rng.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ") for _ in range(rng.randint(2, 5)))
 
 
-_DRAWS = (lambda r: word(r, 0.4), lambda r: word(r, 0.4), lambda r: r.randint(1, 999), city, name, made_up,
-          _code)
+_DRAWS = (lambda r: word(r, 0.4), lambda r: word(r, 0.4), lambda r: r.randint(1, 999), city, name, made_up, _code)
 
 
-_INVENTED_PARAMS = sorted({*ATTRIBUTES, "symbol", "city", "query", "text", "user", "place", "count",
-                           "amount"})
+_INVENTED_PARAMS = sorted({*ATTRIBUTES, "symbol", "city", "query", "text", "user", "place", "count", "amount"})
 
 
 def _invented(rng: random.Random) -> Spec:
@@ -107,17 +138,25 @@ def _invented(rng: random.Random) -> Spec:
     title = rng.choice((f"{verb}_{thing}", f"{verb}_{thing}", f"{verb}{thing.capitalize()}", thing))
     said = [f"{p} {{{p}}}" for p in params]
     listed = said[0] if len(said) == 1 else ", ".join(said[:-1]) + " and " + said[-1]
-    requests = [f"{verb.capitalize()} the {thing} with {listed}.", f"Please {verb} the {thing}: {listed}",
-                f"{verb} the {thing}, {listed}"]
+    requests = [
+        f"{verb.capitalize()} the {thing} with {listed}.",
+        f"Please {verb} the {thing}: {listed}",
+        f"{verb} the {thing}, {listed}",
+    ]
     if len(params) == 1:
         value = "{" + next(iter(params)) + "}"
-        requests += [f"{verb} {thing} {value}", f"{verb} the {thing} of {value}",
-                     f"{verb.capitalize()} the {thing} for {value}.",
-                     f"What is the {thing} of {value}?", f"Can you {verb} the {thing} {value}?",
-                     f"{verb} {thing} of {value}",
-                     f"{thing} {value}?"]
-    description = rng.choice((f"{verb.capitalize()} the {thing}.", f"{verb.capitalize()} a {thing}",
-                              f"The {thing} tool."))
+        requests += [
+            f"{verb} {thing} {value}",
+            f"{verb} the {thing} of {value}",
+            f"{verb.capitalize()} the {thing} for {value}.",
+            f"What is the {thing} of {value}?",
+            f"Can you {verb} the {thing} {value}?",
+            f"{verb} {thing} of {value}",
+            f"{thing} {value}?",
+        ]
+    description = rng.choice(
+        (f"{verb.capitalize()} the {thing}.", f"{verb.capitalize()} a {thing}", f"The {thing} tool.")
+    )
     return title, description, params, requests
 
 
@@ -157,7 +196,7 @@ def toolbox(rng: random.Random) -> list[Spec]:
     while len(found) < 4:
         spec = _pick(rng)
         found[spec[0]] = spec
-    return list(found.values())[:rng.choice((1, 2, 2, 3, 4))]
+    return list(found.values())[: rng.choice((1, 2, 2, 3, 4))]
 
 
 def request(rng: random.Random, held: bool, spec: Spec) -> tuple[tuple, str, dict]:
@@ -166,8 +205,7 @@ def request(rng: random.Random, held: bool, spec: Spec) -> tuple[tuple, str, dic
     return key, rng.choice(spec[3]).format(**arguments), arguments
 
 
-def make(rng: random.Random, held: bool, box: list | None = None,
-         definitions: list[dict] | None = None) -> Example:
+def make(rng: random.Random, held: bool, box: list | None = None, definitions: list[dict] | None = None) -> Example:
     """A request that needs one of the tools; in training often with the result and a second request."""
     box = box or toolbox(rng)
     definitions = definitions or [define(spec, rng) for spec in box]

@@ -16,6 +16,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from quire.reference.control.kv_manager import KVManager
 from quire.reference.control.scheduler import Scheduler
+from quire.reference.control.sequence import Sequence
 from tests.reference.control.ghost import GhostRunner
 from tests.reference.control.machine import SchedulerMachine
 
@@ -113,7 +114,7 @@ MUTANTS = [
     ),
     Mutant("a finished sequence keeps its blocks", Scheduler, "_finish", "self.kv.release(seq.table)", "pass"),
     Mutant("the token budget is overrun", Scheduler, "_schedule_running", "n = budget", "pass"),
-    Mutant("tokens behind a stop are kept", Scheduler, "_append", "event.token_ids = tokens[:count]", "pass"),
+    Mutant("tokens behind a stop are kept", Sequence, "append", "event.token_ids = tokens[:count]", "pass"),
     Mutant(
         "beams that wait for each other hold everything",
         Scheduler,

@@ -213,3 +213,25 @@ def test_what_could_never_run_is_refused_and_harms_nobody(bad: Request, field: s
         s.add(bad)
     assert field in str(caught.value) and remedy in str(caught.value)
     assert run(s) == {("taken", 0): alone(good, 64)[0]}
+
+
+def test_aborted_requests_are_not_kept_while_they_would_have_waited() -> None:
+    s = scheduler(max_num_seqs=1, policy="priority")
+    s.add(request("runs", max_tokens=50))
+    s.add(request("first in line", priority=-1))
+    for i in range(500):  # behind one that waits for a row, impatient ones come and go
+        s.add(request(f"impatient {i}", priority=1))
+        s.abort(f"impatient {i}")
+    assert len(s.waiting) < 50
+    assert set(run(s)) == {("runs", 0), ("first in line", 0)}
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_beams_live_on_however_many_of_their_likeliest_tokens_are_stops(width: int) -> None:
+    """The ghost's three likeliest tokens are all stops at some step; nobody may give up for that."""
+    s, ghost = scheduler(), GhostRunner
+    params = BeamSearchParams(beam_width=width, max_tokens=4, stop_token_ids=(1, 2, 3))
+    s.add(Request("r", [5, 6], params, 0, (EOS,)))
+    (group,) = s.groups.values()
+    assert group.params.logprobs == width + 4  # of which at most four are stops: enough remain
+    assert ghost
