@@ -6,7 +6,10 @@ the control plane reads once the model is known.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from math import isfinite
+from numbers import Integral, Real
+from os import PathLike, fspath
 from typing import Literal, get_args
 
 from quire.reference.control.config import SchedulerConfig
@@ -101,6 +104,21 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigError(name, value, "not a positive integer", "Give an integer of at least 1")
+        for name in ("model", "tokenizer", "device", "revision", "trace"):
+            value = getattr(self, name)
+            if isinstance(value, PathLike):
+                object.__setattr__(self, name, fspath(value))
+            elif not isinstance(value, str) and not (value is None and name not in ("model", "device")):
+                raise ConfigError(name, value, "not a text", "Give a string")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(field.default, bool) and not isinstance(value, bool):
+                raise ConfigError(field.name, value, "neither True nor False", "Give one of the two")
+            number = isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
+            if isinstance(field.default, float) and not number:
+                raise ConfigError(field.name, value, "not a finite number", f"Give one such as {field.default}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, Integral) or not -(2**63) <= self.seed < 2**64:
+            raise ConfigError("seed", self.seed, "not a 64-bit integer", "Give an integer such as 0")
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ConfigError(
                 "gpu_memory_utilization",

@@ -58,6 +58,11 @@ def encode(tokenizer: Any, text: str, *, add_special_tokens: bool = True) -> lis
         raise RequestError(
             "prompt", text, "the prompt is empty", "Give some text, or the begin token alone as prompt_token_ids"
         )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        problem = f"half a surrogate pair at position {error.start}, which is no character"
+        raise RequestError("prompt", ascii(text), problem, "Decode the text anew, perhaps as UTF-16") from None
     # verbose=False: transformers warns of long texts, and says nothing useful; the engine refuses them with a remedy.
     return list(tokenizer.encode(text, add_special_tokens=add_special_tokens, verbose=False))
 
