@@ -10,7 +10,7 @@ from collections.abc import Container
 
 from quire.reference.control.config import SchedulerConfig
 from quire.reference.control.errors import RequestError
-from quire.reference.control.params import BeamSearchParams, SamplingParams
+from quire.reference.control.params import MAX_LOGPROBS, BeamSearchParams, SamplingParams
 from quire.reference.control.request import Request
 from quire.reference.control.sequence import Group
 
@@ -68,7 +68,7 @@ def new_group(request: Request, config: SchedulerConfig, known_ids: Container[st
         raise RequestError("request_id", request.request_id, "already in use", "Give each request an id of its own")
     check(prompt_len, params, config)
     stop_ids = (*(() if params.ignore_eos else request.eos_token_ids), *(params.stop_token_ids or ()))
-    group = Group(request, arrival, longest(prompt_len, params, config), _sequence_params(params), stop_ids)
+    group = Group(request, arrival, longest(prompt_len, params, config), _sequence_params(params, stop_ids), stop_ids)
     if isinstance(params, SamplingParams):
         group.num_unforked = params.num_sequences - 1
         if params.prompt_logprobs is not None:
@@ -76,8 +76,9 @@ def new_group(request: Request, config: SchedulerConfig, known_ids: Container[st
     return group
 
 
-def _sequence_params(params: SamplingParams | BeamSearchParams) -> SamplingParams:
+def _sequence_params(params: SamplingParams | BeamSearchParams, stop_ids: tuple[int, ...]) -> SamplingParams:
     """What the runner is told: a beam asks for its likeliest next tokens, which the host then chooses among."""
     if isinstance(params, SamplingParams):
         return params
-    return SamplingParams(temperature=0.0, max_tokens=params.max_tokens, logprobs=2 * params.beam_width)
+    count = min(params.beam_width + max(params.beam_width, len(set(stop_ids))), MAX_LOGPROBS)
+    return SamplingParams(temperature=0.0, max_tokens=params.max_tokens, logprobs=count)

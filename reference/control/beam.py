@@ -1,9 +1,10 @@
 """Beam search, one step of it, as a pure function on the host.
 
-The engine runs every live beam one token further and asks for the 2·width likeliest next tokens of each. Among all
-these continuations the best are chosen: those that end go to the finished hypotheses, the ``width`` best others live
-on. A beam chosen twice is forked (its blocks are shared until somebody writes), a beam not chosen ends. Taking 2·width
-candidates per beam guarantees ``width`` live ones even if every beam's best token is a stop.
+The engine runs every live beam one token further and asks for the likeliest next tokens of each. Among all these
+continuations the best are chosen: the ``width`` best that do not end live on, and those that end go to the finished
+hypotheses if they are among the 2·width best. A beam chosen twice is forked (its blocks are shared until somebody
+writes), a beam not chosen ends. With S stop tokens, width + max(width, S) candidates per beam are enough: ``width`` of
+them do not end, whatever the others are.
 """
 
 from __future__ import annotations
@@ -39,11 +40,14 @@ def advance(beams: list[Sequence], params: BeamSearchParams, completed: list[Bea
         beam.candidates, beam.choices = None, []
     num_live = 0
     last = len(first.tokens) + 1 >= first.max_len
-    for total, beam, token in continuations[: 2 * params.beam_width]:
+    for rank, (total, beam, token) in enumerate(continuations):
+        among_best = rank < 2 * params.beam_width
+        if not among_best and num_live == params.beam_width:
+            break
         ends = token in beam.stop_ids
         if ends or last:
             output = [*beam.tokens[beam.prompt_len :], token]
-            if ends or num_live < params.beam_width:
+            if among_best if ends else num_live < params.beam_width:
                 completed.append(Beam(output, total, "stop" if ends else "length"))
                 num_live += not ends
         elif num_live < params.beam_width:

@@ -307,7 +307,7 @@ class Scheduler:
         self.kv.release(seq.table)
         seq.status = Status.FINISHED
         del self.sequences[seq.seq_id]
-        if len(self.waiting) > 2 * len(self.sequences) + 16:  # mostly finished ones: do not keep them until they are met
+        if len(self.waiting) > 2 * len(self.sequences) + 16:  # mostly finished ones: let go of them
             self.waiting = [entry for entry in self.waiting if entry[1].status is not Status.FINISHED]
             heapq.heapify(self.waiting)
         group = seq.group

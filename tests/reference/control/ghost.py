@@ -245,18 +245,19 @@ def beams_alone(request: Request, max_model_len: int) -> list[tuple[list[int], f
     for step in range(1, length + 1):
         options = []
         for output, total in live:
-            entry = candidates(hash_of(prompt + output, salt), 2 * width)
+            entry = candidates(hash_of(prompt + output, salt), VOCAB)
             options += [
                 ([*output, t], total + lp) for t, lp in zip(entry.token_ids[1:], entry.logprobs[1:], strict=True)
             ]
         options.sort(key=lambda o: -o[1])
         live = []
-        for output, total in options[: 2 * width]:
+        for rank, (output, total) in enumerate(options):
             ends = output[-1] in params.stop_token_ids or (
                 output[-1] in request.eos_token_ids and not params.ignore_eos
             )
             if ends:
-                done.append((output, total))
+                if rank < 2 * width:
+                    done.append((output, total))
             elif len(live) < width:
                 live.append((output, total))
         if step == length:

@@ -13,7 +13,7 @@ from quire.reference.control.params import BeamSearchParams, SamplingParams
 from quire.reference.control.plan import StepPlan
 from quire.reference.control.request import Event, Request
 from quire.reference.control.scheduler import Scheduler
-from tests.reference.control.ghost import EOS, GhostRunner, alone
+from tests.reference.control.ghost import EOS, VOCAB, GhostRunner, alone, beams_alone
 
 
 def scheduler(**changes: Any) -> Scheduler:
@@ -226,12 +226,13 @@ def test_aborted_requests_are_not_kept_while_they_would_have_waited() -> None:
     assert set(run(s)) == {("runs", 0), ("first in line", 0)}
 
 
-@pytest.mark.parametrize("width", [1, 2])
+@pytest.mark.parametrize("width", [1, 2, 3])
 def test_beams_live_on_however_many_of_their_likeliest_tokens_are_stops(width: int) -> None:
-    """The ghost's three likeliest tokens are all stops at some step; nobody may give up for that."""
-    s, ghost = scheduler(), GhostRunner
-    params = BeamSearchParams(beam_width=width, max_tokens=4, stop_token_ids=(1, 2, 3))
-    s.add(Request("r", [5, 6], params, 0, (EOS,)))
-    (group,) = s.groups.values()
-    assert group.params.logprobs == width + 4  # of which at most four are stops: enough remain
-    assert ghost
+    params = BeamSearchParams(beam_width=width, max_tokens=6, stop_token_ids=tuple(range(1, VOCAB - 3)))
+    for first in range(8):
+        s = scheduler()
+        asked = Request("r", [first, 2, 3], params, 0, (EOS,))
+        s.add(asked)
+        (last,) = [event for _, events in steps(s) for event in events]
+        assert last.beams is not None
+        assert [(b.token_ids, b.cumulative_logprob) for b in last.beams] == beams_alone(asked, 64)
