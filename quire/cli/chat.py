@@ -79,6 +79,8 @@ def _answer(llm: Any, messages: list[dict[str, Any]], params: Any) -> str | None
         print(" …", end="")
     except QuireError as error:
         print(f"quire: {error}", file=sys.stderr)
+        if error.field == "prompt_token_ids" and len(messages) > 2:
+            print("The conversation fills the model's context; /reset starts anew.", file=sys.stderr)
         return None
     print()
     return answer
