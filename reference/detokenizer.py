@@ -103,7 +103,7 @@ class CompletionText:
         self.text += self._detokenizer.push(token_id)
         if not self._stop or len(self.text) == before:
             return None
-        if self._num_tokens < self._min_tokens:
+        if self._num_tokens <= self._min_tokens:
             self._search_from = len(self.text)
             return None
         found = find_stop(self.text, self._stop, new_from=before, search_from=self._search_from)

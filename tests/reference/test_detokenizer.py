@@ -103,6 +103,9 @@ def test_stop_strings_do_not_count_within_min_tokens():
     completion = CompletionText(Detokenizer(TOKENIZER), stop=["b"], min_tokens=4)
     pieces, stop, used = feed(completion, [encode(c)[0] for c in "abcdefbgh"])
     assert ("".join(pieces), stop, used) == ("abcdef", "b", 7)
+    completion = CompletionText(Detokenizer(TOKENIZER), stop=["b"], min_tokens=2)  # the last of them is one of them
+    pieces, stop, used = feed(completion, [encode(c)[0] for c in "abcb"])
+    assert ("".join(pieces), stop, used) == ("abc", "b", 4)
 
 
 @pytest.mark.parametrize(
