@@ -246,12 +246,12 @@ class LLM:
         box: deque[RequestOutput] = deque()
         open_ids: dict[str, None] = {}
         try:
-            for i, request in enumerate(requests):
-                try:
-                    with interrupts_wait():
+            with interrupts_wait():  # else a request could be in the engine and not in open_ids
+                for i, request in enumerate(requests):
+                    try:
                         open_ids[self._submit(request, i, stream, box)] = None
-                except RequestError as error:
-                    raise located(error, i, len(requests)) from None
+                    except RequestError as error:
+                        raise located(error, i, len(requests)) from None
             while open_ids:
                 while box:
                     output = box.popleft()
