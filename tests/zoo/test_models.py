@@ -7,6 +7,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from quire.report import Row
 from quire.zoo import MODELS, model_path
 from quire.zoo.evaluate import GOALS, Question, questions, score, table, transformers_engine
 from quire.zoo.world.refuse import REFUSAL
@@ -58,7 +59,7 @@ def test_scoring_counts_exact_matches_and_refusals() -> None:
     asked = [Question([], "a"), Question([], "b")]
     assert score("copy", asked, ["a ", "c"]) == 0.5
     assert score("false-refuse", asked, [REFUSAL, "c"]) == 0.5
-    assert "| copy | 50.0% | ≥ 95% |" in table([{"name": "copy", "value": 0.5}])
+    assert "| copy | 50.0% | ≥ 95% |" in table([Row("copy", 0.5, "share")])
 
 
 def test_recall_prompts_have_the_lengths_that_the_rows_promise(pocket_tokenizer) -> None:

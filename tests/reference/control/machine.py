@@ -54,6 +54,8 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     make_runner = GhostRunner
     depths = (0, 1, 2)
+    largest_chunk = 12
+    modes = ("recompute", "swap")
 
     @initialize(data=st.data(), seed=st.integers(0, 2**16))
     def start(self, data: st.DataObject, seed: int) -> None:
@@ -68,11 +70,11 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_model_len=MAX_MODEL_LEN,
             block_size=block_size,
             max_num_seqs=data.draw(st.integers(1, 8)),
-            max_num_batched_tokens=data.draw(st.integers(1, 12)) if chunked else MAX_MODEL_LEN + 4,
+            max_num_batched_tokens=data.draw(st.integers(1, self.largest_chunk)) if chunked else MAX_MODEL_LEN + 4,
             enable_chunked_prefill=chunked,
             enable_prefix_caching=choose(True, True, False),
             policy=choose("fcfs", "priority"),
-            preemption_mode=choose("recompute", "swap"),
+            preemption_mode=choose(*self.modes),
         )
         self.depth = choose(*self.depths)
         self.scheduler = Scheduler(self.config)

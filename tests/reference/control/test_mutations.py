@@ -29,6 +29,15 @@ class Mutant(NamedTuple):
     method: str
     old: str
     new: str
+    machine: type[SchedulerMachine] = SchedulerMachine
+
+
+class SmallChunksAhead(SchedulerMachine):
+    """Prompts in flight in several chunks at once, often preempted: where stale results do harm."""
+
+    depths = (2,)
+    largest_chunk = 4
+    modes = ("recompute",)
 
 
 MUTANTS = [
@@ -86,7 +95,12 @@ MUTANTS = [
         "self._free_rows.append(seq.row)",
     ),
     Mutant(
-        "a result of an ended epoch is accepted", Scheduler, "update", "if seq.epoch != planned.epoch:", "if False:"
+        "a result of an ended epoch is accepted",
+        Scheduler,
+        "update",
+        "if seq.epoch != planned.epoch:",
+        "if False:",
+        SmallChunksAhead,
     ),
     Mutant(
         "a preempted sequence restarts before its token in flight arrives",
@@ -152,4 +166,4 @@ def test_the_machine_notices(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) ->
         suppress_health_check=list(HealthCheck),
     )
     with pytest.raises(Exception):  # noqa: B017 - an assertion, or whatever the broken code runs into
-        run_state_machine_as_test(SchedulerMachine, settings=checks)
+        run_state_machine_as_test(mutant.machine, settings=checks)
