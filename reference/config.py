@@ -128,6 +128,11 @@ class EngineConfig:
             )
         if self.swap_space < 0:
             raise ConfigError("swap_space", self.swap_space, "negative", "Give GiB of host memory, or 0 for none")
+        if self.num_blocks is not None and self.kv_cache_memory_bytes is not None:
+            raise ConfigError(
+                "num_blocks", self.num_blocks, f"kv_cache_memory_bytes={self.kv_cache_memory_bytes} is given too",
+                "Give one of the two: each sets the size of the KV cache",
+            )  # fmt: skip
         if self.num_blocks == 1:
             raise ConfigError("num_blocks", 1, "block 0 is the null block, so none is left", "Give at least 2")
 

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -122,8 +123,10 @@ class Engine:
         if isinstance(params, SamplingParams):
             seed = params.seed
             params = self._resolve(params, len(prompt_token_ids))
+        if request_id is None:
+            request_id = next(name for i in count(number) if (name := f"req-{i}") not in self.scheduler.groups)
         request = Request(
-            request_id=f"req-{number}" if request_id is None else request_id,
+            request_id=request_id,
             prompt_token_ids=[int(t) for t in prompt_token_ids],
             params=params,
             seed=derive_seed(self.config.seed, number) if seed is None else seed,

@@ -11,17 +11,18 @@ The one mapping that everything in quire follows::
     word     = vocab_index % 4
 
 ``position`` is the index in the sequence of the token that is being chosen (the prompt's first token has 0), ``stream``
-tells the siblings of one request apart, and ``purpose`` keeps independent uses apart (``SAMPLE``, ``DERIVE``, …).
+tells the siblings of one request apart, and ``purpose`` keeps independent uses apart (today only ``SAMPLE``).
 Only 32-bit integer arithmetic and float32 are needed, so that a GPU kernel can repeat it word for word.
 """
 
 from __future__ import annotations
 
+from hashlib import blake2b
+
 import numpy as np
 import numpy.typing as npt
 
 SAMPLE = 0  # Gumbel noise of the target model's sampling
-DERIVE = 1  # seeds of requests that brought none
 # Speculation with textbook rejection sampling will need two more purposes; sampling by noise needs none.
 
 # The largest and the smallest value that ``gumbel`` can take: -log(2^-33) and -log(24 log 2), rounded outwards. A token
@@ -82,10 +83,8 @@ def _words(c0: U64, c1: U64, c2: U64, c3: U64, k0: U64, k1: U64) -> U32:
 
 def derive_seed(engine_seed: int, request_number: int) -> int:
     """The 64-bit seed of a request that brought none: a function of the engine's seed and the request's number."""
-    key = engine_seed % 2**64
-    counter = (request_number & 0xFFFFFFFF, request_number >> 32 & 0xFFFFFFFF, 0, DERIVE)
-    words = philox4x32(counter, (key & 0xFFFFFFFF, key >> 32))
-    return int(words[0]) | int(words[1]) << 32
+    text = f"{engine_seed % 2**64}/{request_number}".encode()
+    return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
 
 
 def gumbel_from_bits(x: U32) -> F32:

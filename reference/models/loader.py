@@ -25,12 +25,13 @@ FETCHED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 def resolve(model_name: str | Path, revision: str | None = None) -> Path:
     """The folder of a zoo model ("pocket"), of a local path, or of a snapshot downloaded from the Hugging Face hub."""
-    name = str(model_name)
-    if name in MODELS:
-        return model_path(name)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
+    name, folder = str(model_name), Path(model_name).expanduser()
+    if name in MODELS or folder.is_dir():
+        if revision is not None:
+            raise ConfigError(
+                "revision", revision, f"{name} is on this disk", "Leave it out; it chooses on the hub only"
+            )
+        return model_path(name) if name in MODELS else folder
     if folder.exists():
         raise CheckpointError("model", name, "this is a file", "Give the folder that holds config.json")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", name):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from quire import ConfigError, EngineConfig, RequestError
+from quire.reference.models import resolve
 from quire.reference.tokenizer import encode, load_tokenizer
 from quire.zoo import model_path
 
@@ -32,6 +33,16 @@ def test_a_value_of_the_wrong_kind_is_refused_by_name(name, value):
     with pytest.raises(ConfigError) as caught:
         EngineConfig(**{name: value})
     assert caught.value.field == name and caught.value.remedy.startswith("Give ")
+
+
+def test_the_size_of_the_kv_cache_is_set_once():
+    with pytest.raises(ConfigError, match="kv_cache_memory_bytes=1048576 is given too"):
+        EngineConfig(num_blocks=64, kv_cache_memory_bytes=1 << 20)
+
+
+def test_a_revision_of_something_local_is_refused():
+    with pytest.raises(ConfigError, match="revision='main'"):
+        resolve("pocket", "main")
 
 
 def test_paths_may_be_paths():

@@ -62,6 +62,12 @@ def test_seeds_come_from_the_engine_and_the_order_of_arrival():
     assert seeds(0, 5, None)[1] == seeds(0, None, None)[1]  # a seed of one's own shifts nobody else's
 
 
+def test_ids_that_the_engine_gives_avoid_those_that_users_gave():
+    engine = ghost_engine()
+    engine.add_request([1], SamplingParams(max_tokens=2), request_id="req-1")
+    assert engine.add_request([1], SamplingParams(max_tokens=2)) == "req-2"
+
+
 BAD_REQUESTS = {
     "empty": ([], {}, "prompt_token_ids"),
     "too long": ([1] * 64, {}, "prompt_token_ids"),

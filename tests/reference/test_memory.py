@@ -114,13 +114,16 @@ def test_remedies_are_the_smallest_changes():
 @given(
     total=st.floats(0.01, 4),
     used=st.floats(0, 1),
+    size=st.one_of(
+        st.just({}),
+        st.fixed_dictionaries({"num_blocks": st.integers(2, 10_000_000)}),
+        st.fixed_dictionaries({"kv_cache_memory_bytes": st.integers(1, 2**36)}),
+    ),
     settings_=st.fixed_dictionaries(
         {},
         optional={
             "gpu_memory_utilization": st.floats(0.01, 1),
             "max_model_len": st.integers(1, 256),
-            "num_blocks": st.integers(2, 10_000_000),
-            "kv_cache_memory_bytes": st.integers(1, 2**36),
             "block_size": st.sampled_from([1, 16, 48]),
             "max_num_seqs": st.integers(1, 4096),
             "max_num_batched_tokens": st.integers(1, 10**6),
@@ -130,9 +133,9 @@ def test_remedies_are_the_smallest_changes():
     device=st.sampled_from(["cpu", "cuda:0"]),
 )
 @settings(max_examples=200, deadline=None)
-def test_a_plan_either_holds_a_whole_sequence_or_is_refused(total, used, settings_, device):
+def test_a_plan_either_holds_a_whole_sequence_or_is_refused(total, used, size, settings_, device):
     try:
-        ledger = plan(total, total * (1 - used), device, TINY, **settings_)
+        ledger = plan(total, total * (1 - used), device, TINY, **size, **settings_)
     except ConfigError as refused:
         assert str(refused).count("\n") >= 9
         return

@@ -76,7 +76,7 @@ def test_rows_larger_than_a_chunk():
 
 def test_every_part_of_the_key_matters():
     base = {"seed": np.array([5], np.uint64), "stream": 0, "position": 0, "purpose": philox.SAMPLE}
-    changed = {"seed": np.array([5 + 2**32], np.uint64), "stream": 1, "position": 1, "purpose": philox.DERIVE}
+    changed = {"seed": np.array([5 + 2**32], np.uint64), "stream": 1, "position": 1, "purpose": philox.SAMPLE + 1}
     noise = philox.gumbel_rows(vocab_size=64, **base)
     for name, value in changed.items():
         other = philox.gumbel_rows(vocab_size=64, **{**base, name: value})
