@@ -142,11 +142,17 @@ class Engine:
 
     def abort_request(self, request_id: str) -> list[Event]:
         """End a request wherever it is; its blocks go back. Returns its last events (none if it is unknown)."""
-        return self.scheduler.abort(request_id)
+        events = self.scheduler.abort(request_id)
+        if self.recorder is not None:
+            for event in events:
+                self.recorder.end(request_id, event.index, "abort")
+        return events
 
     def finish(self, request_id: str, index: int) -> None:
         """End one of a request's sequences as finished (a stop string was found in its text)."""
         self.scheduler.finish(request_id, index)
+        if self.recorder is not None:
+            self.recorder.end(request_id, index, "stop")
 
     def has_unfinished(self) -> bool:
         return bool(self._in_flight) or self.scheduler.has_unfinished()

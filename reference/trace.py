@@ -8,6 +8,7 @@ The lines of a file, each an object with a ``type``::
 
     header    v (schema version), created, block_size, num_blocks, redacted, and whatever the engine's owner adds
     request   t, request_id, prompt_len, params, seed, and token_ids unless redacted
+    end       t, request_id, index, reason: a sequence that was ended from outside (an abort, a stop string)
     step      t, phases {name: [begin, duration]}, plan, owners {seq_id: request_id}, result, events, tables, stats
 
 All times are seconds since the recorder was made. ``tables`` holds, after the plan's changes and before its forward
@@ -108,6 +109,11 @@ class Recorder:
         }
         self._write(line if self._redact else line | {"token_ids": request.prompt_token_ids})
 
+    def end(self, request_id: str, index: int, reason: str) -> None:
+        """Record that a sequence was ended by somebody other than the scheduler."""
+        t = time.perf_counter() - self._origin
+        self._write({"type": "end", "t": t, "request_id": request_id, "index": index, "reason": reason})
+
     def step(
         self,
         plan: StepPlan,
@@ -194,10 +200,11 @@ def _event(event: Event, redact: bool) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class Trace:
-    """A trace file in memory: its header, its request lines and its step lines, tables completed."""
+    """A trace file in memory: its header and its lines by type, the steps' tables completed."""
 
     header: dict[str, Any]
     requests: list[dict[str, Any]] = field(default_factory=list)
+    ends: list[dict[str, Any]] = field(default_factory=list)
     steps: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -222,6 +229,8 @@ def read_trace(path: str | Path) -> Trace:
     for line in lines:
         if line["type"] == "request":
             trace.requests.append(line)
+        elif line["type"] == "end":
+            trace.ends.append(line)
         elif line["type"] == "step":
             for row, blocks in line["tables"].items():
                 if blocks is None:
@@ -275,6 +284,8 @@ def to_chrome(source: str | Path, target: str | Path) -> None:
             ("requests", {"running": stats["num_running"], "waiting": stats["num_waiting"]}),
         ):
             out.append({"ph": "C", "pid": 1, "tid": 0, "name": name, "ts": round(end * 1e6, 1), "args": values})
+    for line in trace.ends:
+        ended[line["request_id"]] = max(line["t"], ended.get(line["request_id"], 0.0))
     last = max((b + d for line in trace.steps for b, d in line["phases"].values()), default=0.0)
     for request_id, track in tracks.items():
         begin = arrived[request_id]

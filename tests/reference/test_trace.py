@@ -112,3 +112,21 @@ def test_without_a_recorder_nothing_is_recorded():
     run(engine)
     assert engine.recorder is None
     engine.close()
+
+
+def test_ends_from_outside_are_recorded_and_end_the_requests_span(tmp_path):
+    recorder = trace.Recorder(tmp_path, block_size=4, num_blocks=65)
+    engine = ghost_engine(GhostRunner(), recorder=recorder)
+    names = [engine.add_request([5, i], SamplingParams(max_tokens=n)) for i, n in enumerate((9, 9, 30))]
+    engine.step()
+    engine.abort_request(names[0])
+    engine.finish(names[1], 0)
+    run(engine)
+    engine.close()
+    assert [(e["request_id"], e["reason"]) for e in trace.read_trace(recorder.path).ends] == [
+        (names[0], "abort"),
+        (names[1], "stop"),
+    ]
+    events = json.loads((tmp_path / "steps.trace.json").read_text())["traceEvents"]
+    spans = {e["name"]: e["dur"] for e in events if e["ph"] == "X" and e["pid"] == 3}
+    assert spans[names[0]] < spans[names[2]] and spans[names[1]] < spans[names[2]]
