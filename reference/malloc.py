@@ -1,9 +1,13 @@
 """Keep freed host memory for the next step instead of giving it back to the system.
 
-A step on a CPU allocates and frees the same few megabytes of activations over and over. glibc returns such blocks to
-the system at once and fetches new ones for the next step, and every page that comes back must be mapped and zeroed. On
-virtual machines that costs more than the arithmetic: with 16-bit weights a fifth of the throughput, with small prompt
-chunks half of it (``python -m benchmarks.throughput`` shows it with and without ``MALLOC_TRIM_THRESHOLD_=131072``).
+A step on a CPU allocates and frees the same few megabytes of activations over and over. glibc gives such blocks back to
+the system and fetches new ones for the next step, and every page that comes back must be mapped and zeroed; on virtual
+machines that can cost as much as the arithmetic. Setting one of malloc's own variables turns this off, so the effect
+is easy to see (2,300 against 1,000 tokens/s on the machine of docs/benchmarks.md; glibc's default, which adapts its
+thresholds, lies between)::
+
+    quire bench --dtype bfloat16 --input-len 16:128
+    MALLOC_TRIM_THRESHOLD_=131072 quire bench --dtype bfloat16 --input-len 16:128
 """
 
 from __future__ import annotations
