@@ -6,7 +6,6 @@ imported only when an engine is built.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def choose(config: EngineConfig) -> str:
-    """The data plane for ``config.backend``: "reference" or "fast". "auto" takes the fastest one that is there."""
-    if config.backend == "fast" and find_spec("quire.fast") is None:
+    """The data plane for ``config.backend``. Today there is one, "reference", and "auto" takes it."""
+    if config.backend == "fast":
         raise ConfigError(
             "backend", "fast", "this version of quire has no fast data plane yet",
             'Use backend="reference", or "auto", which takes the fastest one that is there',
@@ -59,7 +58,7 @@ def device(config: EngineConfig) -> str:
 
 def build_engine(config: EngineConfig, path: Path, *, eos_token_ids: tuple[int, ...] = ()) -> Engine:
     """Load the model in ``path``, size and allocate its KV cache, and put scheduler and runner together."""
-    choose(config)
+    plane = choose(config)
     where = device(config)
 
     from quire.reference import ops
@@ -105,7 +104,7 @@ def build_engine(config: EngineConfig, path: Path, *, eos_token_ids: tuple[int, 
     )
     recorder = None
     if config.trace is not None:
-        about = {"model": config.model, "backend": "reference", "device": where}
+        about = {"model": config.model, "backend": plane, "device": where}
         recorder = Recorder(
             config.trace,
             block_size=config.block_size,

@@ -137,8 +137,6 @@ class ModelRunner:
             seq_len=self._tensor(end),
             block_table=self._tensor(self.block_table[rows, : -(-longest // self.block_size)]),
             slot=self._tensor(slot),
-            max_q=int(n.max()),
-            max_seq_len=longest,
         )
         ids = self._tensor(self.tokens[row, position].astype(np.int64))
         hidden = self.model.forward(ids, self._tensor(position), self.caches, meta)

@@ -70,6 +70,3 @@ class BlockPool:
             self.total_refs -= 1
             if refs[block] == 0:
                 free[block] = None
-
-    def is_free(self, block: int) -> bool:
-        return block in self._free

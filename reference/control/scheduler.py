@@ -20,6 +20,7 @@ from __future__ import annotations
 import heapq
 from bisect import insort
 from dataclasses import replace
+from operator import attrgetter
 
 from quire.reference.control import admission, beam
 from quire.reference.control.config import SchedulerConfig
@@ -280,7 +281,7 @@ class Scheduler:
         seq.row = self._free_rows.pop()
         seq.epoch += 1
         seq.status = Status.RUNNING
-        insort(self.running, seq, key=_key)
+        insort(self.running, seq, key=attrgetter("key"))
 
     def _preempt(self, seq: Sequence, plan: StepPlan) -> None:
         """Take row and blocks from a sequence (already off ``running``) that is not planned in this plan."""
@@ -397,7 +398,3 @@ class Scheduler:
         stats.num_waiting = len(self.sequences) - len(self.running)
         self.kv.fill_in(stats, ((seq.table, seq.planned) for seq in self.running))
         return stats
-
-
-def _key(seq: Sequence) -> Key:
-    return seq.key

@@ -27,15 +27,12 @@ class AttnMeta:
     seq_len      [S] tokens of K/V after this step's tokens have been written
     block_table  [S, M] int; entries beyond ceil(seq_len / block_size) are never read
     slot         [T] int; where each token's K/V goes; -1 = do not write
-    max_q, max_seq_len   largest query count and largest seq_len, known on the host without a copy from the device
     """
 
     cu_q: Tensor
     seq_len: Tensor
     block_table: Tensor
     slot: Tensor
-    max_q: int
-    max_seq_len: int
     # Index tensors that attention derives from the fields above once per step rather than once per layer. They are why
     # every step needs an AttnMeta of its own.
     derived: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -69,8 +66,6 @@ def attn_meta(
         seq_len=torch.tensor(list(seq_lens), dtype=torch.int64, device=device),
         block_table=torch.tensor(padded, dtype=torch.int64, device=device).view(len(padded), width),
         slot=torch.tensor(slot, dtype=torch.int64, device=device),
-        max_q=max(counts, default=0),
-        max_seq_len=max(seq_lens, default=0),
     )
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from quire.reference.ops.activation import gelu_new, relu
 from quire.reference.ops.attention import groups_of
 from quire.reference.ops.cache import AttnMeta, attn_meta, copy_blocks, write_kv
-from quire.reference.ops.linear import embed, row_tiles
+from quire.reference.ops.linear import embed
 from quire.reference.ops.norm import add_rms_norm, layer_norm, rms_norm
 from quire.reference.ops.rope import qk_norm_rope
 
@@ -52,7 +52,8 @@ GATHER_BYTES = 2 << 20
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [T, K] times the transpose of weight [N, K], plus bias [N] -> [T, N], in tiles of exactly 16 rows."""
-    return torch.cat([F.linear(tile, weight, bias) for tile in row_tiles(x)])[: x.shape[0]]
+    filled = torch.cat([x, x.new_zeros(-x.shape[0] % 16, x.shape[1])])
+    return torch.cat([F.linear(tile, weight, bias) for tile in filled.split(16)])[: x.shape[0]]
 
 
 def silu_and_mul(x: Tensor) -> Tensor:

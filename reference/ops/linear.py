@@ -6,7 +6,6 @@ Today there is one type, a plain tensor.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,9 +18,3 @@ def embed(ids: Tensor, weight: Tensor) -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [T, K] times the transpose of weight [N, K], plus bias [N] -> [T, N], all of one dtype."""
     return F.linear(x, weight, bias)
-
-
-def row_tiles(x: Tensor, rows: int = 16) -> tuple[Tensor, ...]:
-    """Cut x [T, K] into tiles of exactly ``rows`` rows, the last one filled up with zeros."""
-    missing = -x.shape[0] % rows
-    return torch.cat([x, x.new_zeros(missing, x.shape[1])]).split(rows)

@@ -281,7 +281,7 @@ def check_counts(scheduler: Scheduler, hostages: list[int]) -> None:
             assert pool.refs[block] == entries[block], (
                 f"block {block}: {pool.refs[block]} refs, {entries[block]} holders"
             )
-            assert pool.is_free(block) == (entries[block] == 0)
+            assert (block in pool._free) == (entries[block] == 0)
         assert pool.num_free + len(entries) == pool.num_blocks
         assert pool.total_refs == sum(entries.values())
     rows = [s.row for s in scheduler.running]

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from quire.reference.control.errors import CheckpointError, ConfigError, QuireError
-from quire.reference.models import choose_dtype, generation_defaults, load_config, resolve
-from quire.reference.models.config import parse_config
+from quire.reference.models import REGISTRY, choose_dtype, generation_defaults, load_config, resolve
+from quire.reference.models.config import FAMILIES, parse_config
 from tests.reference.models.driver import CONFIGS, LLAMA3, Paged, hf_model, load, save
 
 PROMPT = [5, 17, 80, 31, 9]
@@ -268,3 +268,7 @@ def test_hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert resolve("org/some-model", "v2") == folder and asked == {"name": "org/some-model", "revision": "v2"}
+
+
+def test_every_architecture_that_is_understood_can_be_built() -> None:
+    assert set(FAMILIES) == set(REGISTRY)

@@ -175,7 +175,7 @@ def test_attn_meta_lays_out_slots_and_tables() -> None:
     assert meta.cu_q.tolist() == [0, 3, 4, 5]
     assert meta.slot.tolist() == [4 * 4 + 2, 4 * 4 + 3, 2 * 4, 7 * 4 + 1, -1]
     assert meta.block_table.tolist() == [[4, 2], [7, 0], [1, 3]]
-    assert (meta.max_q, meta.max_seq_len) == (3, 6)
+    assert meta.seq_len.tolist() == [5, 2, 6]
 
 
 @given(st.permutations(range(1, 9)), st.integers(0, 4))
