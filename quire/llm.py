@@ -11,22 +11,22 @@ from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from quire import backend
+from quire.assets import load_assets
 from quire.interrupts import interrupts_wait
 from quire.prompts import Message, Params, Prepared, Prompt, as_list, located, per_prompt, prepare
 from quire.reference.config import EngineConfig
-from quire.reference.control.errors import CheckpointError, RequestError
+from quire.reference.control.errors import RequestError
 from quire.reference.control.params import BeamSearchParams, SamplingParams
 from quire.reference.control.request import Event, SchedulerStats
 from quire.reference.output_processor import OutputProcessor
 from quire.reference.outputs import BeamSearchOutput, BeamSearchSequence, RequestOutput
-from quire.reference.tokenizer import bad_words_token_ids, encode, load_tokenizer, render_chat
+from quire.reference.tokenizer import bad_words_token_ids, encode, render_chat
 
 
 class LLM:
@@ -39,11 +39,9 @@ class LLM:
 
     def __init__(self, model: str = "pocket", **engine_args: Any) -> None:
         self.config = EngineConfig(model=str(model), **engine_args)
-        self.model_path: Path = backend.model_path(self.config)
-        self._tokenizer, self._tokenizer_error = self._load_tokenizer()
-        self._defaults = backend.generation_defaults(self.model_path)
-        self.engine = backend.build_engine(self.config, self.model_path, eos_token_ids=self._eos_token_ids())
-        self._processor = OutputProcessor(self._tokenizer)
+        self.assets = load_assets(self.config)
+        self.engine = backend.build_engine(self.config, self.assets.path, eos_token_ids=self.assets.eos_token_ids)
+        self._processor = OutputProcessor(self.assets.tokenizer)
         self._boxes: dict[str, deque[RequestOutput]] = {}  # request id -> the outputs of the call it belongs to
 
     # --- asking -------------------------------------------------------------------------------------------------------
@@ -148,16 +146,11 @@ class LLM:
 
     def get_tokenizer(self) -> Any:
         """The model's tokenizer (transformers'). Raises ``CheckpointError`` if it has none."""
-        if self._tokenizer is None:
-            assert self._tokenizer_error is not None
-            raise self._tokenizer_error
-        return self._tokenizer
+        return self.assets.get_tokenizer()
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What the checkpoint's generation_config.json asks for; quire's own with generation_config="none"."""
-        if self.config.generation_config == "none":
-            return SamplingParams()
-        return SamplingParams(**self._defaults)
+        return self.assets.default_sampling_params()
 
     def stats(self) -> SchedulerStats:
         """Running and waiting requests, KV blocks, prefix hits, preemptions: a snapshot with counts since the start."""
@@ -183,25 +176,6 @@ class LLM:
 
     # --- preparing ----------------------------------------------------------------------------------------------------
 
-    def _load_tokenizer(self) -> tuple[Any, CheckpointError | None]:
-        """The tokenizer, or the reason why there is none: token ids can be completed without it."""
-        path = self.model_path
-        try:
-            if self.config.tokenizer is not None:
-                path = backend.model_path(replace(self.config, model=self.config.tokenizer, revision=None))
-            return load_tokenizer(path, trust_remote_code=self.config.trust_remote_code), None
-        except CheckpointError as error:
-            if self.config.tokenizer is not None or error.__cause__ is not None:
-                raise  # one was named, or is there and damaged
-            return None, error
-
-    def _eos_token_ids(self) -> tuple[int, ...]:
-        """Whatever ends a text, by the checkpoint's configuration or by its tokenizer."""
-        found = list(self._defaults.pop("eos_token_ids"))
-        if self._tokenizer is not None and self._tokenizer.eos_token_id is not None:
-            found.append(self._tokenizer.eos_token_id)
-        return tuple(dict.fromkeys(found))
-
     def _prepare(self, prompts: Sequence[Prompt], params: Any, priority: Any) -> list[Prepared]:
         """Every prompt with its parameters, checked as far as possible without admitting any."""
         all_params = per_prompt("sampling_params", params, len(prompts), lambda: self.get_default_sampling_params())
@@ -214,7 +188,7 @@ class LLM:
                     resolved[id(own)] = self._resolve_bad_words(own)
                 request = prepare(prompt, resolved[id(own)], priorities[i], self.get_tokenizer)
                 self.engine.check(request.token_ids, request.params, request.priority)
-                if self._tokenizer is None and getattr(own, "detokenize", False):
+                if self.assets.tokenizer is None and getattr(own, "detokenize", False):
                     self.get_tokenizer()  # raises: text is wanted and cannot be made
             except RequestError as error:
                 raise located(error, i, len(prompts)) from None
@@ -298,8 +272,10 @@ class LLM:
     def _beams(self, output: RequestOutput, params: BeamSearchParams) -> BeamSearchOutput:
         """The completions of a beam search in vLLM's form, which repeats the prompt."""
         prompt = output.prompt
-        if prompt is None and self._tokenizer is not None:
-            prompt = self._tokenizer.decode(output.prompt_token_ids, skip_special_tokens=params.skip_special_tokens)
+        if prompt is None and self.assets.tokenizer is not None:
+            prompt = self.assets.tokenizer.decode(
+                output.prompt_token_ids, skip_special_tokens=params.skip_special_tokens
+            )
         return BeamSearchOutput(
             [
                 BeamSearchSequence(

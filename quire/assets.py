@@ -1,0 +1,69 @@
+"""What a checkpoint brings besides its weights: tokenizer, default sampling parameters, end-of-sequence ids.
+
+``LLM`` and the server's processes all start from the same ``Assets``, so that a prompt means the same to each of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from quire import backend
+from quire.reference.config import EngineConfig
+from quire.reference.control.errors import CheckpointError
+from quire.reference.control.params import SamplingParams
+from quire.reference.tokenizer import load_tokenizer
+
+
+@dataclass(frozen=True)
+class Assets:
+    """A checkpoint without its weights.
+
+    path             its folder
+    eos_token_ids    whatever ends a text, by the checkpoint's configuration or by its tokenizer
+    defaults         sampling parameters that its generation_config.json asks for; empty with generation_config="none"
+    tokenizer        transformers' tokenizer, or
+    tokenizer_error  why there is none: token ids can be completed without it
+    """
+
+    path: Path
+    eos_token_ids: tuple[int, ...]
+    defaults: dict[str, Any]
+    tokenizer: Any | None
+    tokenizer_error: CheckpointError | None
+
+    def get_tokenizer(self) -> Any:
+        """The tokenizer. Raises ``CheckpointError`` if the checkpoint has none."""
+        if self.tokenizer is None:
+            assert self.tokenizer_error is not None
+            raise self.tokenizer_error
+        return self.tokenizer
+
+    def default_sampling_params(self) -> SamplingParams:
+        """quire's own defaults with the checkpoint's on top."""
+        return SamplingParams(**self.defaults)
+
+
+def load_assets(config: EngineConfig) -> Assets:
+    """Find the checkpoint (it is downloaded if ``config.model`` is a hub name) and read all but its weights."""
+    path = backend.model_path(config)
+    tokenizer, error = _load_tokenizer(config, path)
+    defaults = backend.generation_defaults(path)
+    eos = list(defaults.pop("eos_token_ids"))
+    if tokenizer is not None and tokenizer.eos_token_id is not None:
+        eos.append(tokenizer.eos_token_id)
+    if config.generation_config == "none":
+        defaults = {}
+    return Assets(path, tuple(dict.fromkeys(eos)), defaults, tokenizer, error)
+
+
+def _load_tokenizer(config: EngineConfig, path: Path) -> tuple[Any | None, CheckpointError | None]:
+    try:
+        if config.tokenizer is not None:
+            path = backend.model_path(replace(config, model=config.tokenizer, revision=None))
+        return load_tokenizer(path, trust_remote_code=config.trust_remote_code), None
+    except CheckpointError as error:
+        if config.tokenizer is not None or error.__cause__ is not None:
+            raise  # one was named, or is there and damaged
+        return None, error
