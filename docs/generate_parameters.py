@@ -10,7 +10,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import get_args
 
-from quire import BeamSearchParams, EngineConfig, SamplingParams
+from quire import BeamSearchParams, EngineConfig, SamplingParams, StructuredOutputsParams
 from quire.cli.flags import docstring_lines
 from quire.reference import config
 
@@ -62,6 +62,10 @@ To the token that was chosen:
 
 `logprobs` and `prompt_logprobs` are of the raw logits, before all of this.
 
+## `StructuredOutputsParams`: a form for the text
+
+{StructuredOutputsParams}
+
 ## `BeamSearchParams`: for `LLM.beam_search`
 
 {BeamSearchParams}
@@ -86,7 +90,12 @@ def table(cls: type) -> str:
 
 def page() -> str:
     """The whole page."""
-    return TEXT.format(**{cls.__name__: table(cls) for cls in (EngineConfig, SamplingParams, BeamSearchParams)})
+    return TEXT.format(
+        **{
+            cls.__name__: table(cls)
+            for cls in (EngineConfig, SamplingParams, StructuredOutputsParams, BeamSearchParams)
+        }
+    )
 
 
 if __name__ == "__main__":

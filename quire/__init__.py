@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from quire.reference.config import EngineConfig
     from quire.reference.control.errors import CheckpointError, ConfigError, QuireError, RequestError
     from quire.reference.control.params import BeamSearchParams, SamplingParams
+    from quire.reference.control.structured import StructuredOutputsParams
     from quire.reference.outputs import CompletionOutput, RequestOutput
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ __all__ = [
     "RequestError",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputsParams",
     "__version__",
 ]
 
@@ -47,6 +49,7 @@ _HOME = {
     "RequestError": "quire.reference.control.errors",
     "BeamSearchParams": "quire.reference.control.params",
     "SamplingParams": "quire.reference.control.params",
+    "StructuredOutputsParams": "quire.reference.control.structured",
     "CompletionOutput": "quire.reference.outputs",
     "RequestOutput": "quire.reference.outputs",
 }

@@ -12,9 +12,9 @@ from numbers import Integral, Real
 from os import PathLike, fspath
 from typing import Literal, get_args
 
+from quire.reference.control.checks import known_fields_only
 from quire.reference.control.config import SchedulerConfig
 from quire.reference.control.errors import ConfigError
-from quire.reference.control.params import known_fields_only
 
 Backend = Literal["auto", "reference", "fast"]
 DType = Literal["auto", "half", "float16", "bfloat16", "float", "float32"]

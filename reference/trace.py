@@ -156,6 +156,8 @@ def _params(params: Any, redact: bool) -> dict[str, Any]:
         for name in ("stop", "bad_words", "bad_words_token_ids", "logit_bias", "allowed_token_ids", "stop_token_ids"):
             if name in values:
                 values[name] = len(values[name] or ())
+        if isinstance(params, SamplingParams) and params.structured_outputs is not None:
+            values["structured_outputs"] = params.structured_outputs.kind
     elif isinstance(params, SamplingParams) and params.logit_bias:
         values["logit_bias"] = {str(token): bias for token, bias in params.logit_bias.items()}
     return values

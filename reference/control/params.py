@@ -6,81 +6,14 @@ engine has seen the request.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
-from functools import wraps
-from numbers import Integral, Real
-from typing import Any, TypeVar
 
-from quire.reference.control.errors import QuireError, RequestError
-
-T = TypeVar("T")
+from quire.reference.control.checks import flag, integer, known_fields_only, number, strings, token_ids
+from quire.reference.control.errors import RequestError
+from quire.reference.control.structured import StructuredOutputsParams
 
 MAX_LOGPROBS = 1024  # more per position is a dump of the vocabulary, not a request
-
-
-def _number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
-    """Check a finite real number within [low, high], or (low, high] with ``open_low``."""
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    if not math.isfinite(number) or not (low < number if open_low else low <= number) or number > high:
-        interval = f"{'(' if open_low else '['}{low:g}, {high:g}{']' if math.isfinite(high) else ')'}"
-        raise RequestError(name, value, "not a finite number in the allowed range", f"Give a number in {interval}")
-
-
-def _integer(name: str, value: object, low: int, high: int | None = None) -> None:
-    """Check an integer that is at least ``low`` and, if given, at most ``high``."""
-    number = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
-    if number is None or number < low or (high is not None and number > high):
-        limit = f"of at least {low}" if high is None else f"from {low} to {high}"
-        raise RequestError(name, value, "not an allowed integer", f"Give an integer {limit}")
-
-
-def _flag(name: str, value: object) -> None:
-    """Check a boolean: text such as "no" would count as true."""
-    if not isinstance(value, bool):
-        raise RequestError(name, value, "neither True nor False", "Give True or False")
-
-
-def known_fields_only(error: type[QuireError], what: str) -> Callable[[type[T]], type[T]]:
-    """Class decorator for a keyword-only dataclass: an unknown name is refused with what was probably meant."""
-
-    def decorate(cls: type[T]) -> type[T]:
-        build = cls.__init__
-
-        @wraps(build)
-        def checked(self: T, **values: Any) -> None:
-            known = sorted(cls.__dataclass_fields__)  # type: ignore[attr-defined]
-            for name in set(values) - set(known):
-                meant = get_close_matches(name, known, 1)
-                remedy = f"Did you mean {meant[0]}" if meant else f"Known ones are {', '.join(known)}"
-                raise error(name, values[name], f"unknown {what}", remedy)
-            build(self, **values)
-
-        cls.__init__ = checked  # type: ignore[method-assign, assignment]
-        return cls
-
-    return decorate
-
-
-def _token_ids(name: str, value: Sequence[int] | None) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    if isinstance(value, str | bytes) or not isinstance(value, Sequence | set | frozenset):
-        raise RequestError(name, value, "not a list of token ids", "Give a list of integers")
-    for token in value:
-        _integer(name, token, 0)
-    return tuple(int(t) for t in value)
-
-
-def _strings(name: str, value: str | Sequence[str] | None) -> tuple[str, ...]:
-    values = () if value is None else (value,) if isinstance(value, str) else value
-    if not isinstance(values, Sequence | set | frozenset) or any(not isinstance(s, str) or not s for s in values):
-        raise RequestError(
-            name, value, "contains an empty string or something that is no string", "Give non-empty strings"
-        )
-    return tuple(values)
 
 
 @known_fields_only(RequestError, "sampling parameter")
@@ -112,6 +45,7 @@ class SamplingParams:
     include_stop_str_in_output   keep the stop string at the end of the text
     logit_bias           token id -> number added to its logit, in [-100, 100]
     allowed_token_ids    only these may be sampled
+    structured_outputs   a ``StructuredOutputsParams``: the text follows a JSON schema, a regex, a grammar
     """
 
     n: int = 1
@@ -138,35 +72,36 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
     logit_bias: dict[int, float] | None = None
     allowed_token_ids: Sequence[int] | None = None
+    structured_outputs: StructuredOutputsParams | None = None
 
     def __post_init__(self) -> None:
-        _integer("n", self.n, 1)
+        integer("n", self.n, 1)
         if self.best_of is not None:
-            _integer("best_of", self.best_of, 1)
+            integer("best_of", self.best_of, 1)
             if self.best_of < self.n:
                 raise RequestError(
                     "best_of", self.best_of, f"smaller than n={self.n}", "Give best_of ≥ n or leave it out"
                 )
-        _number("presence_penalty", self.presence_penalty, -2, 2)
-        _number("frequency_penalty", self.frequency_penalty, -2, 2)
-        _number("repetition_penalty", self.repetition_penalty, 0, 100, open_low=True)
-        _number("temperature", self.temperature, 0, 100)
-        _number("top_p", self.top_p, 0, 1, open_low=True)
-        _integer("top_k", self.top_k, -1)
-        _number("min_p", self.min_p, 0, 1)
+        number("presence_penalty", self.presence_penalty, -2, 2)
+        number("frequency_penalty", self.frequency_penalty, -2, 2)
+        number("repetition_penalty", self.repetition_penalty, 0, 100, open_low=True)
+        number("temperature", self.temperature, 0, 100)
+        number("top_p", self.top_p, 0, 1, open_low=True)
+        integer("top_k", self.top_k, -1)
+        number("min_p", self.min_p, 0, 1)
         if self.seed is not None:
-            _integer("seed", self.seed, -(2**63), 2**64 - 1)
+            integer("seed", self.seed, -(2**63), 2**64 - 1)
         if self.max_tokens is not None:
-            _integer("max_tokens", self.max_tokens, 1)
-        _integer("min_tokens", self.min_tokens, 0, self.max_tokens)
+            integer("max_tokens", self.max_tokens, 1)
+        integer("min_tokens", self.min_tokens, 0, self.max_tokens)
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
-                _integer(name, getattr(self, name), 0, MAX_LOGPROBS)
+                integer(name, getattr(self, name), 0, MAX_LOGPROBS)
         if not isinstance(self.logit_bias, Mapping | None):
             raise RequestError("logit_bias", self.logit_bias, "not a mapping", "Give a dict of token id -> number")
         for token, bias in (self.logit_bias or {}).items():
-            _integer("logit_bias", token, 0)
-            _number("logit_bias", bias, -100, 100)
+            integer("logit_bias", token, 0)
+            number("logit_bias", bias, -100, 100)
         if self.allowed_token_ids is not None:
             if not self.allowed_token_ids:
                 raise RequestError(
@@ -175,18 +110,18 @@ class SamplingParams:
                     "empty, so no token could be sampled",
                     "Give at least one token id or leave it out",
                 )
-            object.__setattr__(self, "allowed_token_ids", _token_ids("allowed_token_ids", self.allowed_token_ids))
-        object.__setattr__(self, "stop", _strings("stop", self.stop))
-        object.__setattr__(self, "bad_words", _strings("bad_words", self.bad_words))
-        object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
+            object.__setattr__(self, "allowed_token_ids", token_ids("allowed_token_ids", self.allowed_token_ids))
+        object.__setattr__(self, "stop", strings("stop", self.stop))
+        object.__setattr__(self, "bad_words", strings("bad_words", self.bad_words))
+        object.__setattr__(self, "stop_token_ids", token_ids("stop_token_ids", self.stop_token_ids))
         words = self.bad_words_token_ids
         if isinstance(words, str) or not isinstance(words, Sequence) or any(isinstance(w, int) or not w for w in words):
             raise RequestError(
                 "bad_words_token_ids", words, "not a list of non-empty token sequences", "Give a list of lists"
             )
-        object.__setattr__(self, "bad_words_token_ids", tuple(_token_ids("bad_words_token_ids", w) for w in words))
+        object.__setattr__(self, "bad_words_token_ids", tuple(token_ids("bad_words_token_ids", w) for w in words))
         for name in ("ignore_eos", "detokenize", "skip_special_tokens", "include_stop_str_in_output"):
-            _flag(name, getattr(self, name))
+            flag(name, getattr(self, name))
         if self.stop and not self.detokenize:
             raise RequestError(
                 "stop",
@@ -194,6 +129,11 @@ class SamplingParams:
                 "stop strings are found in the text, and detokenize is False",
                 "Set detokenize=True or use stop_token_ids",
             )
+        if not isinstance(self.structured_outputs, StructuredOutputsParams | None):
+            raise RequestError(
+                "structured_outputs", self.structured_outputs, "not a StructuredOutputsParams",
+                "Give StructuredOutputsParams(json=…), or with regex, choice, grammar or json_object",
+            )  # fmt: skip
 
     @property
     def num_sequences(self) -> int:
@@ -228,9 +168,9 @@ class BeamSearchParams:
     skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
-        _integer("beam_width", self.beam_width, 1, MAX_LOGPROBS // 2)
-        _integer("max_tokens", self.max_tokens, 1)
-        _number("length_penalty", self.length_penalty, -10, 10)
-        _flag("ignore_eos", self.ignore_eos)
-        _flag("skip_special_tokens", self.skip_special_tokens)
-        object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
+        integer("beam_width", self.beam_width, 1, MAX_LOGPROBS // 2)
+        integer("max_tokens", self.max_tokens, 1)
+        number("length_penalty", self.length_penalty, -10, 10)
+        flag("ignore_eos", self.ignore_eos)
+        flag("skip_special_tokens", self.skip_special_tokens)
+        object.__setattr__(self, "stop_token_ids", token_ids("stop_token_ids", self.stop_token_ids))
