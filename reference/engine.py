@@ -154,6 +154,10 @@ class Engine:
         if self.recorder is not None:
             self.recorder.end(request_id, index, "stop")
 
+    def has_request(self, request_id: str) -> bool:
+        """Whether any of the request's sequences is still to end."""
+        return request_id in self.scheduler.groups
+
     def has_unfinished(self) -> bool:
         return bool(self._in_flight) or self.scheduler.has_unfinished()
 

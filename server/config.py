@@ -1,0 +1,59 @@
+"""What can be set on the server itself, beside the engine arguments. Names are vLLM's where it has one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from quire.reference.control.errors import ConfigError
+from quire.reference.control.checks import known_fields_only
+
+
+@known_fields_only(ConfigError, "server argument")
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """Arguments of ``quire serve`` and of ``build_app``.
+
+    host                     address to listen on
+    port                     port to listen on; 0 takes a free one
+    served_model_name        names that clients may ask for; the first one is reported. Empty = the model's own name
+    api_key                  keys that are accepted; without any (and no file) the server is open to all
+    api_key_file             file with one key per line; empty lines and lines that begin with # are skipped
+    public_metrics           /metrics answers without a key, as /health and /ready do
+    allowed_origins          origins that browsers may call from (CORS); "*" for any
+    allowed_methods          methods for CORS
+    allowed_headers          headers for CORS
+    allow_credentials        credentials for CORS
+    max_body_size            bytes of a request's body at most; more is refused with 413
+    max_concurrent_requests  requests at once at most, per API process; more are refused with 429 and Retry-After
+    request_timeout          seconds that one request may take in the engine; None = no limit
+    shutdown_timeout         seconds that running requests get to finish after SIGTERM
+    restart_engine           start the engine's process again when it dies; else the server ends with it
+    api_server_count         API processes in front of the one engine
+    chat_template            file with a Jinja chat template, or the template itself, instead of the tokenizer's
+    tool_call_parser         how tool calls are read from the model's text; "auto" = by the chat template, "none" = not
+    reasoning_parser         how reasoning is told from the answer; "auto" = by the chat template, "none" = not
+    log_requests             one line in the log for each request
+    otlp_traces_endpoint     where OpenTelemetry traces go; needs the extra quire[otel]
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    served_model_name: tuple[str, ...] = ()
+    api_key: tuple[str, ...] = field(default=(), repr=False)
+    api_key_file: str | None = None
+    public_metrics: bool = True
+    allowed_origins: tuple[str, ...] = ()
+    allowed_methods: tuple[str, ...] = ("*",)
+    allowed_headers: tuple[str, ...] = ("*",)
+    allow_credentials: bool = False
+    max_body_size: int = 32 << 20
+    max_concurrent_requests: int = 1024
+    request_timeout: float | None = None
+    shutdown_timeout: float = 30.0
+    restart_engine: bool = False
+    api_server_count: int = 1
+    chat_template: str | None = None
+    tool_call_parser: str = "auto"
+    reasoning_parser: str = "auto"
+    log_requests: bool = True
+    otlp_traces_endpoint: str | None = None

@@ -1,0 +1,110 @@
+"""Errors as OpenAI's clients know them: ``{"error": {"message", "type", "param", "code"}}`` with the right status.
+
+Everything that goes wrong in a request becomes an ``ApiError``, here and nowhere else; routes raise quire's own errors
+or an ``ApiError`` and never build a response for one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from quire.reference.control.errors import QuireError
+from quire.server.client import EngineUnavailable, RequestTimeout
+
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    503: "service_unavailable",
+}  # else "invalid_request_error" below 500, "server_error" from there
+
+
+class ApiError(Exception):
+    """An error to be sent to the client.
+
+    status   HTTP status; ``type`` of the error object follows from it
+    param    the field of the request that is to blame, as the client wrote it
+    code     a word for programs, such as "model_not_found" or "context_length_exceeded"
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.headers = headers
+
+    def body(self) -> dict[str, Any]:
+        """The error object, also sent as an event when a stream breaks."""
+        kind = TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def to_api_error(error: Exception) -> ApiError:
+    """What a client is told of any exception. Unknown ones say no more than that they happened."""
+    match error:
+        case ApiError():
+            return error
+        case QuireError():
+            too_long = error.field == "prompt_token_ids" and "max_model_len" in error.problem
+            param = PARAMS.get(error.field, error.field)
+            return ApiError(400, str(error), param=param, code="context_length_exceeded" if too_long else None)
+        case RequestValidationError():
+            return validation_error(error.errors())
+        case EngineUnavailable():
+            return ApiError(503, f"{error}; try again later", code="engine_unavailable", headers={"Retry-After": "5"})
+        case RequestTimeout():
+            return ApiError(504, str(error), code="timeout")
+        case HTTPException():
+            return ApiError(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+        case _:
+            return ApiError(500, "the server failed at this request; its log says how", code="internal_error")
+
+
+# The engine's names of fields that a client knows by another one.
+PARAMS = {"prompt_token_ids": "prompt", "params": None}
+
+
+def validation_error(errors: Any) -> ApiError:
+    """pydantic's findings as one error that names the first culprit by its path in the body."""
+    first = errors[0]
+    where = [str(part) for part in first["loc"] if part != "body"]
+    param = ".".join(where) or None
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, QuireError):
+        return to_api_error(cause)
+    match first["type"]:
+        case "json_invalid":
+            return ApiError(400, f"the body is not valid JSON: {first['ctx']['error']}", code="invalid_json")
+        case "extra_forbidden":
+            message = f"Unrecognized request argument supplied: {param}. Leave it out, or correct its spelling"
+            return ApiError(400, message, param=param, code="unknown_parameter")
+        case "missing":
+            message = f"Missing required parameter: '{param}'" if param else "Missing request body: send a JSON object"
+            return ApiError(400, message, param=param, code="missing_required_parameter")
+        case _:
+            shown = repr(first.get("input"))
+            shown = shown if len(shown) <= 80 else f"{shown[:60]}… ({len(shown)} characters)"
+            message = f"Invalid value for '{param}': {first['msg']} (given: {shown})"
+            return ApiError(400, message, param=param, code="invalid_value")
+
+
+async def error_response(request: Request, error: Exception) -> JSONResponse:
+    """FastAPI's handler for every exception that leaves a route."""
+    api_error = to_api_error(error)
+    return JSONResponse(api_error.body(), api_error.status, api_error.headers)

@@ -1,0 +1,56 @@
+"""How fields of a request are classified: implemented, accepted without effect, or refused. Nothing else exists.
+
+An implemented field is a plain field of the model. ``accepted`` marks one that is checked and then has no effect, and
+says why that is right. ``REFUSED`` of a model names the fields that OpenAI knows and quire does not, each with the
+reason and the remedy. Anything else is refused by its name. ``field_table`` is what the documentation prints.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from quire.reference.control.errors import RequestError
+
+
+class RequestModel(BaseModel):
+    """Base of all request bodies: unknown names are refused; ``null`` means that a field was not given."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    REFUSED: ClassVar[dict[str, tuple[str, str]]] = {}  # field -> (why it is refused, what to do instead)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        for name, (problem, remedy) in cls.REFUSED.items():
+            if body.get(name) is not None:
+                raise RequestError(name, body[name], problem, remedy)
+        return {name: value for name, value in body.items() if value is not None}
+
+
+def accepted(why: str) -> Any:
+    """Mark a field that is checked and then has no effect: ``user: Annotated[str | None, accepted("…")] = None``."""
+    return Field(json_schema_extra={"x-quire-accepted": why})
+
+
+class FieldRow(NamedTuple):
+    """A line of the documentation's table."""
+
+    name: str
+    status: str  # "implemented", "accepted" or "refused"
+    note: str
+
+
+def field_table(model: type[RequestModel]) -> list[FieldRow]:
+    """Every field of a request, classified."""
+    rows = []
+    for name, info in model.model_fields.items():
+        extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+        why = extra.get("x-quire-accepted")
+        rows.append(FieldRow(name, "implemented" if why is None else "accepted", str(why or info.description or "")))
+    rows += [FieldRow(name, "refused", f"{problem}. {remedy}") for name, (problem, remedy) in model.REFUSED.items()]
+    return rows
