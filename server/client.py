@@ -156,7 +156,6 @@ class EngineClient:
         self._loop = asyncio.get_running_loop()
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, self._name.encode())
-        self._socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for an engine that is not there
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.RECONNECT_IVL, 50)
         self._socket.setsockopt(zmq.LINGER, 100)
@@ -279,16 +278,12 @@ class EngineClient:
 
     # --- the socket ---------------------------------------------------------------------------------------------------
 
-    def _send(self, message: messages.ToEngine) -> bool:
-        """Send now, or not: disconnected this moment, the monitor's event is about to fail what is open."""
-        try:
-            self._socket.send(messages.encode(message), zmq.NOBLOCK)
-        except zmq.Again:
-            return False
+    def _send(self, message: messages.ToEngine) -> None:
+        """Send, without ever waiting. What is sent to an engine that has just died its successor ignores."""
+        self._socket.send(messages.encode(message), zmq.NOBLOCK)
         # ZeroMQ signals its file descriptor on edges only, and sending may have swallowed one.
         if self._socket.poll(0):
             self._loop.call_soon(self._read)
-        return True
 
     def _read(self) -> None:
         """Take in every message that has come."""
@@ -303,15 +298,10 @@ class EngineClient:
         while not self._monitor.closed and self._monitor.poll(0):
             event = zmq.utils.monitor.recv_monitor_message(self._monitor, zmq.NOBLOCK)["event"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._greet()
+                self._send(messages.Hello())
             elif event == zmq.EVENT_DISCONNECTED and self.state != "starting":
                 self._read()  # its last words
                 self._lose("the engine's process has ended" if self.state == "ready" else self.reason)
-
-    def _greet(self) -> None:
-        """Say hello until it can be sent: a connection is announced a moment before it takes messages."""
-        if not self._socket.closed and not self._send(messages.Hello()):
-            self._loop.call_later(0.01, self._greet)
 
     def _handle(self, message: messages.ToApi) -> None:
         match message:

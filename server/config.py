@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from quire.reference.control.errors import ConfigError
 from quire.reference.control.checks import known_fields_only
+from quire.reference.control.errors import ConfigError
 
 
 @known_fields_only(ConfigError, "server argument")
