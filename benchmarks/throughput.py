@@ -120,7 +120,7 @@ def main() -> None:
         return median(x / y for x, y in zip(figures[a], figures[b], strict=True))
 
     llms = {dtype: LLM(args.model, dtype=dtype) for dtype in DTYPES}
-    peers = {dtype: load_transformers(llms[dtype].model_path, dtype) for dtype in DTYPES}
+    peers = {dtype: load_transformers(llms[dtype].assets.path, dtype) for dtype in DTYPES}
     vocab_size = llms["float32"].engine.model.vocab_size
     jobs = mixed(args.requests, (16, 128), (16, 128), vocab_size)
     long = mixed(args.requests, (32, 256), (32, 256), vocab_size)

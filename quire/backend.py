@@ -6,6 +6,8 @@ imported only when an engine is built.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +58,17 @@ def device(config: EngineConfig) -> str:
     return config.device
 
 
-def build_engine(config: EngineConfig, path: Path, *, eos_token_ids: tuple[int, ...] = ()) -> Engine:
-    """Load the model in ``path``, size and allocate its KV cache, and put scheduler and runner together."""
+def build_engine(
+    config: EngineConfig,
+    path: Path,
+    *,
+    eos_token_ids: tuple[int, ...] = (),
+    tokenizer: Callable[[], Any] | None = None,
+) -> Engine:
+    """Load the model in ``path``, size and allocate its KV cache, and put scheduler and runner together.
+
+    ``tokenizer`` returns the model's; it is called for the first request with structured outputs. None: it is loaded.
+    """
     plane = choose(config)
     where = device(config)
 
@@ -112,4 +123,12 @@ def build_engine(config: EngineConfig, path: Path, *, eos_token_ids: tuple[int, 
             redact=config.trace_redact,
             about=about,
         )
-    return Engine(config, facts, scheduler, runner, recorder=recorder)
+    return Engine(
+        config, facts, scheduler, runner, tokenizer=tokenizer or partial(_tokenizer, config), recorder=recorder
+    )
+
+
+def _tokenizer(config: EngineConfig) -> Any:
+    from quire.assets import load_assets
+
+    return load_assets(config).get_tokenizer()

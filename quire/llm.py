@@ -40,7 +40,12 @@ class LLM:
     def __init__(self, model: str = "pocket", **engine_args: Any) -> None:
         self.config = EngineConfig(model=str(model), **engine_args)
         self.assets = load_assets(self.config)
-        self.engine = backend.build_engine(self.config, self.assets.path, eos_token_ids=self.assets.eos_token_ids)
+        self.engine = backend.build_engine(
+            self.config,
+            self.assets.path,
+            eos_token_ids=self.assets.eos_token_ids,
+            tokenizer=self.assets.get_tokenizer,
+        )
         self._processor = OutputProcessor(self.assets.tokenizer)
         self._boxes: dict[str, deque[RequestOutput]] = {}  # request id -> the outputs of the call it belongs to
 

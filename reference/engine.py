@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from numbers import Integral
@@ -22,11 +22,14 @@ from quire.reference.control.errors import RequestError
 from quire.reference.control.params import BeamSearchParams, SamplingParams
 from quire.reference.control.philox import derive_seed
 from quire.reference.control.plan import Pending, StepPlan
-from quire.reference.control.request import Event, Request, SchedulerStats
+from quire.reference.control.request import Event, FinishReason, Request, SchedulerStats
 from quire.reference.control.scheduler import Scheduler
+from quire.reference.structured.manager import StructuredOutputs
 
 if TYPE_CHECKING:
     from quire.reference.trace import Recorder
+
+COMPILING = 0.01  # seconds that a step waits for a grammar if there is nothing else to do
 
 
 class Runner(Protocol):
@@ -62,7 +65,10 @@ class _InFlight:
 
 
 class Engine:
-    """Admit requests, run steps, report events. Not thread-safe: one thread at a time calls it."""
+    """Admit requests, run steps, report events. Not thread-safe: one thread at a time calls it.
+
+    ``tokenizer`` is asked for at the first request with structured outputs; without it there are none.
+    """
 
     def __init__(
         self,
@@ -71,6 +77,7 @@ class Engine:
         scheduler: Scheduler,
         runner: Runner,
         *,
+        tokenizer: Callable[[], Any] | None = None,
         recorder: Recorder | None = None,
     ) -> None:
         self.config = config
@@ -78,6 +85,7 @@ class Engine:
         self.scheduler = scheduler
         self.runner = runner
         self.recorder = recorder
+        self._structured = StructuredOutputs(tokenizer, model.vocab_size, model.eos_token_ids)
         self._depth = 2 if config.async_scheduling else 1
         self._in_flight: deque[_InFlight] = deque()
         self._num_requests = 0
@@ -86,7 +94,18 @@ class Engine:
     def check(
         self, prompt_token_ids: Sequence[int], params: SamplingParams | BeamSearchParams, priority: int = 0
     ) -> None:
-        """Raise ``RequestError`` if this model and this engine could never run the request. Changes nothing."""
+        """Raise ``RequestError`` if this model and this engine could never run the request. Changes nothing.
+
+        A grammar is compiled here, and kept, if it is new.
+        """
+        self._check(prompt_token_ids, params, priority)
+        if isinstance(params, SamplingParams) and params.structured_outputs is not None:
+            self._structured.compiler.compile(params.structured_outputs)
+
+    def _check(
+        self, prompt_token_ids: Sequence[int], params: SamplingParams | BeamSearchParams, priority: int = 0
+    ) -> None:
+        """What can be checked at once."""
         _check_prompt(prompt_token_ids, self.model)
         _check_params(params, self.model)
         if priority != 0 and self.config.scheduling_policy != "priority":
@@ -113,18 +132,21 @@ class Engine:
     ) -> str:
         """Admit one request and return its id. Raises ``RequestError``, and then nothing has changed.
 
-        A request without a seed draws its numbers from the engine's seed and its place in the order of arrival;
-        ``max_tokens=None`` becomes what the context leaves.
+        Nothing is waited for: a new grammar is compiled in the background, and should it turn out to be none, the
+        request ends with an "error" (``check`` knows beforehand). A request without a seed draws its numbers from the
+        engine's seed and its place in the order of arrival; ``max_tokens=None`` becomes what the context leaves.
         """
         self._raise_if_failed()
-        self.check(prompt_token_ids, params, priority)
+        self._check(prompt_token_ids, params, priority)
         number = self._num_requests
         seed = None
         if isinstance(params, SamplingParams):
             seed = params.seed
             params = self._resolve(params, len(prompt_token_ids))
         if request_id is None:
-            request_id = next(name for i in count(number) if (name := f"req-{i}") not in self.scheduler.groups)
+            request_id = next(name for i in count(number) if not self.has_request(name := f"req-{i}"))
+        elif self.has_request(request_id):
+            raise RequestError("request_id", request_id, "already in use", "Give each request an id of its own")
         request = Request(
             request_id=request_id,
             prompt_token_ids=[int(t) for t in prompt_token_ids],
@@ -134,7 +156,8 @@ class Engine:
             priority=priority,
             cache_salt=cache_salt,
         )
-        self.scheduler.add(request)
+        if not self._structured.hold(request):
+            self.scheduler.add(request)
         self._num_requests += 1
         if self.recorder is not None:
             self.recorder.request(request)
@@ -142,24 +165,26 @@ class Engine:
 
     def abort_request(self, request_id: str) -> list[Event]:
         """End a request wherever it is; its blocks go back. Returns its last events (none if it is unknown)."""
-        events = self.scheduler.abort(request_id)
+        events = self.scheduler.abort(request_id) or self._structured.abort(request_id)
+        self._structured.forget(request_id, self.scheduler.groups)
         if self.recorder is not None:
             for event in events:
                 self.recorder.end(request_id, event.index, "abort")
         return events
 
-    def finish(self, request_id: str, index: int) -> None:
+    def finish(self, request_id: str, index: int, reason: FinishReason = "stop") -> None:
         """End one of a request's sequences as finished (a stop string was found in its text)."""
         self.scheduler.finish(request_id, index)
+        self._structured.forget(request_id, self.scheduler.groups)
         if self.recorder is not None:
-            self.recorder.end(request_id, index, "stop")
+            self.recorder.end(request_id, index, reason)
 
     def has_request(self, request_id: str) -> bool:
         """Whether any of the request's sequences is still to end."""
-        return request_id in self.scheduler.groups
+        return request_id in self.scheduler.groups or request_id in self._structured.waiting
 
     def has_unfinished(self) -> bool:
-        return bool(self._in_flight) or self.scheduler.has_unfinished()
+        return bool(self._in_flight) or self.scheduler.has_unfinished() or bool(self._structured.waiting)
 
     def step(self) -> list[Event]:
         """Launch what can be launched, wait for the oldest step in flight, and report what it brought.
@@ -169,41 +194,48 @@ class Engine:
         self._raise_if_failed()
         step = None
         try:
+            events = self._admit_compiled()
             while len(self._in_flight) < self._depth:
-                launched = self._launch()
+                launched, landed = self._launch()
                 if launched is None:
                     break
                 self._in_flight.append(launched)
+                if landed is not None:  # the masks of this step had to wait for the one before: it has been waited for
+                    return events + landed
             if not self._in_flight:
                 if self.scheduler.has_unfinished():
                     raise RuntimeError(f"requests are waiting and none can be scheduled: {self.scheduler.stats()}")
-                return []
+                return events
             flight = self._in_flight.popleft()
             step = flight.plan.step
-            return self._land(flight)
+            return events + self._land(flight)
         except Exception as cause:
             which = "a step" if step is None else f"step {step}"
             self._failure = EngineError(f"{which} of the engine failed: {type(cause).__name__}: {cause}")
             raise self._failure from cause
 
     def stats(self) -> SchedulerStats:
-        return self.scheduler.stats()
+        stats = self.scheduler.stats()
+        stats.num_waiting += len(self._structured.waiting)
+        return stats
 
     def reset_prefix_cache(self) -> None:
         """Forget all cached prefixes; running requests are not disturbed."""
         self.scheduler.reset_prefix_cache()
 
     def close(self) -> None:
-        """Write out the trace, if one is recorded."""
+        """Write out the trace, if one is recorded; compile no more grammars."""
+        self._structured.close()
         if self.recorder is not None:
             self.recorder.close()
             self.recorder = None
 
-    def _launch(self) -> _InFlight | None:
+    def _launch(self) -> tuple[_InFlight | None, list[Event] | None]:
+        """Launch a step, if there is one to launch; with the events of those that had to be landed for its masks."""
         t0 = time.perf_counter()
         plan = self.scheduler.schedule()
         if plan is None:
-            return None
+            return None, None
         owners = {}
         if self.recorder is not None:
             new = [s.seq_id for s in plan.starts] + [f.seq_id for f in plan.forks]
@@ -211,19 +243,57 @@ class Engine:
         t1 = time.perf_counter()
         self.runner.forward(plan)
         t2 = time.perf_counter()
-        pending = self.runner.sample()
+        masks, landed = self._masks(plan)
         t3 = time.perf_counter()
-        phases = {"schedule": (t0, t1), "forward": (t1, t2), "sample": (t2, t3)}
-        return _InFlight(plan, pending, phases, owners)
+        pending = self.runner.sample(masks)
+        t4 = time.perf_counter()
+        phases = {"schedule": (t0, t1), "forward": (t1, t2), "sample": (t3, t4)}
+        if masks:
+            phases["mask"] = (t2, t3)
+        return _InFlight(plan, pending, phases, owners), landed
+
+    def _masks(self, plan: StepPlan) -> tuple[dict[int, Any], list[Event] | None]:
+        """The masks of a step whose forward pass is on its way, and the events of what they had to wait for.
+
+        A mask depends on every token before it, so steps in flight that bring some of them are landed first. A sequence
+        for which no token is left ends here; what is sampled for it is dropped like any result that comes too late.
+        """
+        sequences = self.scheduler.sequences
+        masked = self._structured.masked(plan, sequences)
+        landed: list[Event] | None = None
+        while any(seq.in_flight > 1 for seq in masked.values()):
+            landed = (landed or []) + self._land(self._in_flight.popleft())
+            masked = self._structured.masked(plan, sequences)  # some may have ended
+        masks, ended = self._structured.masks(masked)
+        for seq, why in ended:
+            event = seq.append([])  # with what the first event of a sequence carries
+            event.finish_reason, event.error = "stop" if why.problem is None else "error", why.problem
+            self.finish(event.request_id, event.index, event.finish_reason)
+            landed = [*(landed or []), event]
+        return masks, landed
 
     def _land(self, flight: _InFlight) -> list[Event]:
         t0 = time.perf_counter()
         result = flight.pending.wait()
         t1 = time.perf_counter()
         events = self.scheduler.update(flight.plan, result)
+        self._structured.take(events, self.scheduler.groups)
         if self.recorder is not None:
             flight.phases |= {"wait": (t0, t1), "update": (t1, time.perf_counter())}
             self.recorder.step(flight.plan, result, events, flight.phases, self.scheduler.stats(), flight.owners)
+        return events
+
+    def _admit_compiled(self) -> list[Event]:
+        """Let those requests in whose grammar has been compiled; the ends of those whose grammar is none."""
+        if not self._structured.waiting:
+            return []
+        idle = not self._in_flight and not self.scheduler.has_unfinished()
+        requests, events = self._structured.released(COMPILING if idle else None)
+        for request in requests:
+            self.scheduler.add(request)
+        if self.recorder is not None:
+            for event in events:
+                self.recorder.end(event.request_id, event.index, "error")
         return events
 
     def _resolve(self, params: SamplingParams, prompt_len: int) -> SamplingParams:

@@ -31,6 +31,7 @@ class _Completion:
     cumulative_logprob: float = 0.0
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    error: str | None = None
     given: int = 0
 
 
@@ -172,6 +173,7 @@ class OutputProcessor:
                 completion.finish_reason, completion.stop_reason = "stop", stop
                 return event.finish_reason is None
         completion.finish_reason, completion.stop_reason = event.finish_reason, event.stop_reason
+        completion.error = event.error
         return False
 
     def _add_logprob(self, completion: _Completion, entry: plan.Logprobs) -> None:
@@ -230,6 +232,7 @@ class OutputProcessor:
             logprobs=completion.logprobs[start:] if asked else None,
             finish_reason=completion.finish_reason,
             stop_reason=completion.stop_reason,
+            error=completion.error,
         )
 
     def _output(self, state: _RequestState, outputs: list[CompletionOutput], finished: bool) -> RequestOutput:

@@ -53,6 +53,7 @@ class CompletionOutput:
     logprobs            per token, token id -> ``Logprob``, where asked for
     finish_reason       None while it runs; then "stop", "length", "abort" or "error"
     stop_reason         the stop string or stop token id behind "stop"; None for the end-of-sequence token
+    error               what went wrong, with "error"
     """
 
     index: int
@@ -62,6 +63,7 @@ class CompletionOutput:
     logprobs: list[dict[int, Logprob]] | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    error: str | None = None
 
     def finished(self) -> bool:
         return self.finish_reason is not None

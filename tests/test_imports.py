@@ -38,6 +38,8 @@ NEVER = {
 }
 # Folder -> all that its files may import.
 ONLY = {"reference/control/": [*sys.stdlib_module_names, "numpy", "quire.reference.control"]}
+# Folder -> packages of the extra "server" that its files import, but only when they are used.
+OPTIONAL = {"reference/structured/": ["llguidance"]}
 DATA_PLANES = ("quire.reference.ops", "quire.fast")
 BOTH_PLANES = ("quire/", "tests/")  # where the backend is chosen, and where one is compared with the other
 
@@ -129,6 +131,21 @@ def test_what_is_allowed_passes(path: str, source: str) -> None:
     assert violations(path, source) == []
 
 
+def optional(path: str) -> list[str]:
+    """Packages that the file at ``path`` may do without."""
+    return [package for folder, packages in OPTIONAL.items() if path.startswith(folder) for package in packages]
+
+
+def test_optional_packages_are_those_of_the_server() -> None:
+    """They are declared there, and importing the modules that use them does not import them."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    declared = {re.split(r"[^\w-]", line)[0] for line in project["optional-dependencies"]["server"]}
+    for folder, packages in OPTIONAL.items():
+        modules = [f"quire.{folder}{file.stem}".replace("/", ".") for file in sorted((ROOT / folder).glob("[a-z]*.py"))]
+        out = python(f"import sys, {', '.join(modules)}; print([p for p in {packages} if p in sys.modules])")
+        assert out == "[]" and declared >= set(packages)
+
+
 def test_base_dependencies_are_declared() -> None:
     """What quire/, reference/ and zoo/ import at all is in the base of pyproject.toml: a user misses no package."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -139,7 +156,7 @@ def test_base_dependencies_are_declared() -> None:
         for file in python_files()
         if file.relative_to(ROOT).parts[0] in ("quire", "reference", "zoo")
         for module in imports(ast.parse(file.read_text("utf-8")))
-        if module.partition(".")[0] not in known
+        if module.partition(".")[0] not in {*known, *optional(file.relative_to(ROOT).as_posix())}
     }
     assert not missing, sorted(missing)
 

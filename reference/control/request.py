@@ -50,9 +50,11 @@ class Event:
     logprobs            one entry per token gained, where the request asked for logprobs; else None
     prompt_logprobs     with the first event of stream 0, where asked: one entry per prompt position, None for the first
     num_cached_tokens   prompt tokens whose K/V came from the prefix cache at first admission
-    finish_reason       None while it runs; then "stop" (a stop token), "length", "abort"
+    finish_reason       None while it runs; then "stop" (a stop token, or a grammar is complete), "length", "abort" or
+                        "error"
     stop_reason         the stop token id behind "stop"; None for the end-of-sequence token
     beams               with the single, last event of a beam search: its hypotheses, best first
+    error               what went wrong, with "error"
     """
 
     request_id: str
@@ -64,6 +66,7 @@ class Event:
     finish_reason: FinishReason | None = None
     stop_reason: int | None = None
     beams: list[Beam] | None = None
+    error: str | None = None
 
 
 @dataclass(slots=True)

@@ -6,7 +6,8 @@ penalty can undo. They apply one after the other,
     grammar → allowed_token_ids → bad words → min_tokens
 
 and *a mask that would leave no token is skipped at that position*: a grammar is never broken by a bad word, nor a
-bad word's ban by nothing at all, and no row can end up without a token.
+bad word's ban by nothing at all, and no row can end up without a token. (Where there is a grammar the others are in
+its mask already, and none is skipped: see ``quire.reference.structured.matchers``.)
 """
 
 from __future__ import annotations
@@ -71,8 +72,9 @@ def _apply_rules(
         assert rules is not None, f"row {row} was never started"
         output = tokens[row, state.prompt_len[row] : length]
         if r in masks:
-            mask = np.asarray(masks[r], bool)
-            _restrict(keep[i], np.concatenate([mask, np.zeros(keep.shape[1] - len(mask), bool)]))
+            mask = np.zeros(keep.shape[1], bool)
+            mask[: len(masks[r])] = masks[r]
+            _restrict(keep[i], mask)
         if rules.allowed is not None:
             mask = np.zeros(keep.shape[1], bool)
             mask[rules.allowed] = True

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 from quire.reference.config import EngineConfig
 from quire.reference.control.plan import Logprobs, StepPlan, StepResult
@@ -21,10 +24,14 @@ def hashed(tokens: list[int], stream: int, vocab_size: int) -> int:
 
 @dataclass
 class GhostRunner:
-    """Keeps each row's tokens, as a runner does. ``script`` replaces the hash: (tokens, stream) -> token."""
+    """Keeps each row's tokens, as a runner does. ``script`` replaces the hash: (tokens, stream) -> token.
+
+    Under a mask the hash chooses among the tokens allowed, every other time among the ``preferred`` ones if there are.
+    """
 
     vocab_size: int = 100
     script: Callable[[list[int], int], int] | None = None
+    preferred: frozenset[int] = frozenset()
     fail_at: int | None = None
     rows: dict[int, tuple[list[int], int, object]] = field(default_factory=dict)
     launched: list[int] = field(default_factory=list)
@@ -44,20 +51,28 @@ class GhostRunner:
             copy = tokens[: fork.length] + ([] if fork.token is None else [fork.token])
             self.rows[fork.row] = (copy, fork.stream, fork.params)
 
-    def sample(self, masks: object = None) -> GhostPending:
+    def sample(self, masks: Mapping[int, np.ndarray] | None = None) -> GhostPending:
         plan = self._plan
         result = StepResult(plan.step, [[] for _ in plan.seqs])
         for i, seq in enumerate(plan.seqs):
             tokens, stream, params = self.rows[seq.row]
             if seq.samples:
                 pick = self.script or (lambda t, s: hashed(t, s, self.vocab_size))
-                token = pick(tokens, stream)
+                token = self._allowed(masks[i], tokens, stream) if masks and i in masks else pick(tokens, stream)
                 tokens.append(token)
                 result.tokens[i] = [token]
                 if params.logprobs is not None:
                     top = [(token + k) % self.vocab_size for k in range(params.logprobs)]
                     result.logprobs[i] = [Logprobs([token, *top], [-0.5, *(-0.5 - k for k in range(len(top)))], 1)]
         return GhostPending(self, result)
+
+    def _allowed(self, mask: np.ndarray, tokens: list[int], stream: int) -> int:
+        assert mask.dtype == bool and mask.shape == (self.vocab_size,) and mask.any()
+        allowed = np.flatnonzero(mask).tolist()
+        likely = [token for token in allowed if token in self.preferred]
+        number = hashed(tokens, stream, 1_000_003)
+        choices = likely if likely and number % 2 else allowed
+        return choices[number // 2 % len(choices)]
 
 
 @dataclass
@@ -70,17 +85,28 @@ class GhostPending:
         return self.result
 
 
-def ghost_engine(runner: GhostRunner | None = None, *, eos: tuple[int, ...] = (), recorder=None, **config) -> Engine:
+def ghost_engine(
+    runner: GhostRunner | None = None, *, eos: tuple[int, ...] = (), tokenizer: Any = None, recorder=None, **config
+) -> Engine:
     """An engine on a ghost, with 64 blocks of 4 tokens and a context of 64 unless ``config`` says otherwise."""
     settings = EngineConfig(**{"block_size": 4, "num_blocks": 65, "max_model_len": 64, "max_num_seqs": 8} | config)
     scheduler = Scheduler(
-        settings.scheduler(max_model_len=settings.max_model_len, num_blocks=settings.num_blocks, num_host_blocks=0)
+        settings.scheduler(
+            max_model_len=settings.max_model_len, num_blocks=settings.num_blocks, num_host_blocks=settings.num_blocks
+        )
     )
     runner = runner or GhostRunner()
     facts = ModelFacts(
         name="ghost", vocab_size=runner.vocab_size, max_model_len=settings.max_model_len, eos_token_ids=eos
     )
-    return Engine(settings, facts, scheduler, runner, recorder=recorder)
+    return Engine(
+        settings,
+        facts,
+        scheduler,
+        runner,
+        recorder=recorder,
+        tokenizer=None if tokenizer is None else lambda: tokenizer,
+    )
 
 
 def run(engine: Engine) -> dict[str, dict[int, list[int]]]:

@@ -313,7 +313,7 @@ def test_without_invariance_equal_up_to_the_first_near_tie(prompts, params):
 def hf(roomy):
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(roomy.model_path, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(roomy.assets.path, dtype=torch.float32).eval()
 
 
 @torch.inference_mode()

@@ -1,0 +1,170 @@
+"""From ``StructuredOutputsParams`` to a grammar over the tokens of one tokenizer, by llguidance.
+
+The library was chosen by measurement (``python -m benchmarks.grammar``; the table is in docs/structured.md). It and
+xgrammar give masks in microseconds, of 4,096 tokens and of 150,000. llguidance compiles lazily: most grammars are ready
+in a millisecond, where xgrammar looks at the whole vocabulary first; what it cannot do it refuses, with an error; and
+what a grammar may cost, when it is compiled and at every token, has limits (``LIMITS``) that end that one matcher. The
+limits hold at every token. While compiling they do not always: ``{"multipleOf": 999983}`` takes seconds. Hence
+``validator``, and hence the engine compiles in a thread (llguidance lets go of the interpreter meanwhile).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from quire.reference.control.errors import RequestError
+from quire.reference.control.structured import StructuredOutputsParams
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+# Fuel is llguidance's unit of work: about 14,000 a millisecond, so that no mask takes longer than some 15 ms. A lexer
+# state is up to 2 kB, and those of one grammar are shared by its matchers.
+LIMITS = {"step_lexer_fuel": 200_000, "step_max_items": 50_000, "max_lexer_states": 50_000, "verbose_errors": False}
+CACHE_ENTRIES = 64
+CACHE_BYTES = 512 << 20
+# Nobody can ask the library for a grammar's size. Compiling fills memory no faster than this (measured: 150 MB/s with
+# 20,000 enum values, 90 MB/s with a large multipleOf), so the time it took bounds the size.
+BYTES_PER_SECOND = 150 << 20
+BYTES_PER_CHARACTER = 32
+
+
+class Compiler:
+    """Compiled grammars over one tokenizer's vocabulary, the latest of them kept. May be called from any thread.
+
+    tokenizer   returns a fast transformers tokenizer; called when the first grammar is compiled. None: there is none
+    """
+
+    def __init__(self, tokenizer: Callable[[], Any] | None) -> None:
+        self._load = tokenizer
+        self._tokenizer: LLTokenizer | None = None
+        self._cache: OrderedDict[StructuredOutputsParams, tuple[LLMatcher, int]] = OrderedDict()
+        self._lock = Lock()  # of the cache
+        self._building = Lock()  # of the tokenizer
+        self._thread: ThreadPoolExecutor | None = None
+
+    @property
+    def tokenizer(self) -> LLTokenizer:
+        """The vocabulary as llguidance keeps it, a trie of its tokens' bytes. RequestError if there is none."""
+        with self._building:
+            if self._load is None:
+                raise RequestError(
+                    "structured_outputs", "…", "the engine was given no tokenizer", "Build the engine with one"
+                )
+            if self._tokenizer is None:
+                self._tokenizer = build_tokenizer(self._load())
+            return self._tokenizer
+
+    def find(self, params: StructuredOutputsParams) -> LLMatcher | None:
+        """The grammar, if it is there: a matcher at its beginning, to be copied (which takes microseconds)."""
+        with self._lock:
+            if params not in self._cache:
+                return None
+            self._cache.move_to_end(params)
+            return self._cache[params][0]
+
+    def compile(self, params: StructuredOutputsParams) -> LLMatcher:
+        """The grammar, compiled now if it is not there. RequestError if it is none, or nothing can satisfy it."""
+        found = self.find(params)
+        if found is not None:
+            return found
+        tokenizer = self.tokenizer
+        began = time.perf_counter()
+        grammar = compile_grammar(tokenizer, params)
+        value = getattr(params, params.kind)
+        length = len(value) if isinstance(value, str) else 0 if value is True else sum(map(len, value))
+        size = int(BYTES_PER_SECOND * (time.perf_counter() - began)) + BYTES_PER_CHARACTER * length
+        with self._lock:
+            self._cache[params] = (grammar, size)
+            total = sum(size for _, size in self._cache.values())
+            while len(self._cache) > CACHE_ENTRIES or (total > CACHE_BYTES and len(self._cache) > 1):
+                total -= self._cache.popitem(last=False)[1][1]
+        return grammar
+
+    def submit(self, params: StructuredOutputsParams) -> Future[LLMatcher]:
+        """Compile in the background, one at a time."""
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "grammar")
+        return self._thread.submit(self.compile, params)
+
+    def close(self) -> None:
+        """Forget what waits to be compiled."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+            self._thread = None
+
+
+def build_tokenizer(tokenizer: Any) -> LLTokenizer:
+    """A fast transformers tokenizer as llguidance's. Takes 25 ms for 4,096 tokens, half a second for 150,000."""
+    try:
+        from llguidance import LLTokenizer
+    except ImportError:
+        raise RequestError(
+            "structured_outputs", "…", "the package llguidance is not installed", "pip install 'quire[server]'"
+        ) from None
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise RequestError(
+            "structured_outputs", "…", f"the model's tokenizer ({type(tokenizer).__name__}) is not a fast one",
+            "Use a checkpoint that has a tokenizer.json",
+        )  # fmt: skip
+    # Taken as text, so that truncation and padding, which belong to encoding, can be left out of it.
+    copy = type(backend).from_str(backend.to_str())
+    copy.no_padding()
+    copy.no_truncation()
+    return LLTokenizer(copy.to_str(), eos_token=tokenizer.eos_token_id)
+
+
+def compile_grammar(tokenizer: LLTokenizer, params: StructuredOutputsParams) -> LLMatcher:
+    """A matcher at the beginning of the grammar. Raises RequestError with the library's own words, made short."""
+    from llguidance import LLMatcher, LLParserLimits
+
+    field, value = f"structured_outputs.{params.kind}", getattr(params, params.kind)
+    limits = LLParserLimits(**LIMITS)  # type: ignore[arg-type]
+    try:
+        matcher = LLMatcher(tokenizer, source(params), log_level=0, limits=limits)
+        problem = matcher.get_error()
+    except ValueError as error:  # what it finds before it compiles
+        problem = str(error)
+    if not problem:
+        first = matcher.deep_copy()  # a look at the first token: the limits of a step show, and what is not satisfiable
+        nothing = not any(first.compute_bitmask())
+        problem = first.get_error()
+        if (nothing or first.stop_reason() == "NoExtensionBias") and not first.is_accepting():
+            problem = problem if "limit" in problem or "too many" in problem else "no text can satisfy it"
+    if problem:
+        raise RequestError(field, value, f"not usable: {short(problem)}", "Correct or simplify it")
+    return matcher
+
+
+def source(params: StructuredOutputsParams) -> str:
+    """The grammar in the form that llguidance's matcher takes."""
+    from llguidance import LLMatcher
+
+    if params.kind in ("json", "json_object"):
+        schema = params.json if isinstance(params.json, str) else '{"type": "object"}'
+        options: dict[str, Any] = {"whitespace_flexible": not params.disable_any_whitespace}
+        if params.whitespace_pattern is not None:
+            options["whitespace_pattern"] = params.whitespace_pattern
+        return LLMatcher.grammar_from_json_schema(schema, overrides=options)  # type: ignore[arg-type]
+    if params.regex is not None:
+        return LLMatcher.grammar_from_regex(params.regex)
+    if params.choice is not None:
+        return LLMatcher.grammar_from_regex("|".join("".join(map(_escape, text)) for text in params.choice))
+    assert params.grammar is not None
+    return LLMatcher.grammar_from_lark(params.grammar)
+
+
+def _escape(character: str) -> str:
+    return character if character.isalnum() or character == " " else f"\\x{{{ord(character):x}}}"
+
+
+def short(problem: str) -> str:
+    """A message of llguidance as one line of at most 200 characters, without the state that it prints."""
+    line = " ".join(problem.partition("\n<")[0].split())
+    return line if len(line) <= 200 else line[:199] + "…"
