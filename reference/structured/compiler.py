@@ -57,7 +57,7 @@ class Compiler:
                     "structured_outputs", "…", "the engine was given no tokenizer", "Build the engine with one"
                 )
             if self._tokenizer is None:
-                self._tokenizer = build_tokenizer(self._load())
+                self._tokenizer = build_tokenizer(*serialise(self._load()))
             return self._tokenizer
 
     def find(self, params: StructuredOutputsParams) -> LLMatcher | None:
@@ -99,25 +99,30 @@ class Compiler:
             self._thread = None
 
 
-def build_tokenizer(tokenizer: Any) -> LLTokenizer:
-    """A fast transformers tokenizer as llguidance's. Takes 25 ms for 4,096 tokens, half a second for 150,000."""
-    try:
-        from llguidance import LLTokenizer
-    except ImportError:
-        raise RequestError(
-            "structured_outputs", "…", "the package llguidance is not installed", "pip install 'quire[server]'"
-        ) from None
+def serialise(tokenizer: Any) -> tuple[str, int | None]:
+    """A fast transformers tokenizer as JSON text, and its end-of-sequence id. RequestError if it is no fast one."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise RequestError(
             "structured_outputs", "…", f"the model's tokenizer ({type(tokenizer).__name__}) is not a fast one",
             "Use a checkpoint that has a tokenizer.json",
         )  # fmt: skip
-    # Taken as text, so that truncation and padding, which belong to encoding, can be left out of it.
+    # From its text, so that truncation and padding can be taken out of it: they belong to encoding.
     copy = type(backend).from_str(backend.to_str())
     copy.no_padding()
     copy.no_truncation()
-    return LLTokenizer(copy.to_str(), eos_token=tokenizer.eos_token_id)
+    return copy.to_str(), tokenizer.eos_token_id
+
+
+def build_tokenizer(text: str, eos_token_id: int | None) -> LLTokenizer:
+    """llguidance's tokenizer. Takes 25 ms for 4,096 tokens, half a second for 150,000."""
+    try:
+        from llguidance import LLTokenizer
+    except ImportError:
+        raise RequestError(
+            "structured_outputs", "…", "the package llguidance is not installed", "pip install 'quire[server]'"
+        ) from None
+    return LLTokenizer(text, eos_token=eos_token_id)
 
 
 def compile_grammar(tokenizer: LLTokenizer, params: StructuredOutputsParams) -> LLMatcher:
@@ -131,12 +136,12 @@ def compile_grammar(tokenizer: LLTokenizer, params: StructuredOutputsParams) -> 
         problem = matcher.get_error()
     except ValueError as error:  # what it finds before it compiles
         problem = str(error)
-    if not problem:
-        first = matcher.deep_copy()  # a look at the first token: the limits of a step show, and what is not satisfiable
-        nothing = not any(first.compute_bitmask())
+    if not problem:  # a look at the first token: the limits of a step show, and whether there is one at all
+        first = matcher.deep_copy()
+        first.compute_bitmask()
         problem = first.get_error()
-        if (nothing or first.stop_reason() == "NoExtensionBias") and not first.is_accepting():
-            problem = problem if "limit" in problem or "too many" in problem else "no text can satisfy it"
+        if problem.startswith("NoExtension"):
+            problem = "no text can satisfy it"
     if problem:
         raise RequestError(field, value, f"not usable: {short(problem)}", "Correct or simplify it")
     return matcher
@@ -148,6 +153,7 @@ def source(params: StructuredOutputsParams) -> str:
 
     if params.kind in ("json", "json_object"):
         schema = params.json if isinstance(params.json, str) else '{"type": "object"}'
+        schema = {"true": "{}", "false": '{"allOf": [false]}'}.get(schema, schema)  # options go into an object only
         options: dict[str, Any] = {"whitespace_flexible": not params.disable_any_whitespace}
         if params.whitespace_pattern is not None:
             options["whitespace_pattern"] = params.whitespace_pattern
