@@ -236,6 +236,10 @@ class Engine:
         plan = self.scheduler.schedule()
         if plan is None:
             return None, None
+        for start in plan.starts:
+            group = self.scheduler.sequences[start.seq_id].group
+            if group.scheduled_time is None:
+                group.scheduled_time = time.monotonic()
         owners = {}
         if self.recorder is not None:
             new = [s.seq_id for s in plan.starts] + [f.seq_id for f in plan.forks]

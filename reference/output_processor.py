@@ -33,6 +33,7 @@ class _Completion:
     stop_reason: int | str | None = None
     error: str | None = None
     given: int = 0
+    last_token_time: float | None = None
 
 
 @dataclass(slots=True)
@@ -45,16 +46,26 @@ class _RequestState:
     prompt_index: int
     metrics: RequestMetrics
     completions: list[_Completion]
-    num_cached_tokens: int = 0
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
 
 
 @dataclass(slots=True)
 class Processed:
-    """``outputs`` to pass on, and the sequences (request id, index) that the engine must ``finish``."""
+    """What a step's events came to.
 
-    outputs: list[RequestOutput]
-    stopped: list[tuple[str, int]]
+    outputs   to pass on
+    stopped   sequences (request id, index) that the engine must ``finish``
+    began     requests that got their first token
+    ended     requests whose last completion has ended
+    gaps      seconds between what each completion got and what it got before
+    """
+
+    outputs: list[RequestOutput] = field(default_factory=list)
+    stopped: list[tuple[str, int]] = field(default_factory=list)
+    began: list[RequestMetrics] = field(default_factory=list)
+    ended: list[RequestMetrics] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)
+    num_tokens: int = 0
 
 
 class OutputProcessor:
@@ -76,9 +87,13 @@ class OutputProcessor:
         prompt: str | None = None,
         stream: bool = False,
         prompt_index: int = 0,
-    ) -> None:
-        """Expect events for ``request_id``. With ``stream`` each step gives what is new; else only the end."""
+    ) -> RequestMetrics:
+        """Expect events for ``request_id``. With ``stream`` each step gives what is new; else only the end.
+
+        What is returned goes on to tell how far the request has got.
+        """
         n = 0 if isinstance(params, BeamSearchParams) else params.num_sequences
+        metrics = RequestMetrics(time.monotonic(), len(prompt_token_ids))
         self._states[request_id] = _RequestState(
             request_id=request_id,
             prompt=prompt,
@@ -86,35 +101,49 @@ class OutputProcessor:
             params=params,
             stream=stream,
             prompt_index=prompt_index,
-            metrics=RequestMetrics(arrival_time=time.perf_counter()),
+            metrics=metrics,
             completions=[_Completion(i, self._new_text(prompt_token_ids, params)) for i in range(n)],
         )
+        return metrics
 
-    def discard(self, request_id: str) -> None:
-        """Forget a request (it was aborted); unknown ids are fine."""
-        self._states.pop(request_id, None)
+    def discard(self, request_id: str, reason: str = "abort") -> RequestMetrics | None:
+        """Forget a request that will not be finished, and say how far it got; None for an unknown id."""
+        state = self._states.pop(request_id, None)
+        if state is None:
+            return None
+        state.metrics.finished_time = time.monotonic()
+        state.metrics.finish_reasons = [c.finish_reason or reason for c in state.completions] or [reason]
+        return state.metrics
 
     def process(self, events: list[Event]) -> Processed:
         """Digest one step's events. Events of requests and completions that have ended are ignored."""
-        done = Processed([], [])
+        done = Processed()
         touched: dict[str, set[int]] = {}
-        now = time.perf_counter()
+        now = time.monotonic()
         for event in events:
             state = self._states.get(event.request_id)
             if state is None:
                 continue
+            metrics = state.metrics
+            if event.scheduled_time is not None:
+                metrics.scheduled_time, metrics.num_cached_tokens = event.scheduled_time, event.num_cached_tokens
+            waited, tokens_before = metrics.first_token_time is None, metrics.num_generation_tokens
             if event.beams is not None:
-                self._take_beams(state, event)
+                self._take_beams(state, event, now)
                 touched[event.request_id] = set(range(len(state.completions)))
-                continue
-            if self._take(state, event, now):
-                done.stopped.append((event.request_id, event.index))
-            touched.setdefault(event.request_id, set()).add(event.index)
+            else:
+                self._take(state, event, now, done)
+                touched.setdefault(event.request_id, set()).add(event.index)
+            done.num_tokens += metrics.num_generation_tokens - tokens_before
+            if waited and metrics.first_token_time is not None:
+                done.began.append(metrics)
         for request_id, indices in touched.items():
             state = self._states[request_id]
             finished = all(c.finish_reason is not None for c in state.completions)
             if finished:
                 state.metrics.finished_time = now
+                state.metrics.finish_reasons = [c.finish_reason for c in state.completions if c.finish_reason]
+                done.ended.append(state.metrics)
                 del self._states[request_id]
             if state.stream:
                 outputs = [self._delta(state, state.completions[i]) for i in sorted(indices)]
@@ -145,20 +174,22 @@ class OutputProcessor:
             min_tokens=params.min_tokens,
         )
 
-    def _take(self, state: _RequestState, event: Event, now: float) -> bool:
-        """Add an event to its completion; True if a stop string has ended it before the engine did."""
+    def _take(self, state: _RequestState, event: Event, now: float, done: Processed) -> None:
+        """Add an event to its completion, which a stop string may end before the engine does."""
         if event.prompt_logprobs is not None:
             state.prompt_logprobs = [
                 None if p is None else logprob_dict(p, self._decode_one) for p in event.prompt_logprobs
             ]
-        state.num_cached_tokens = max(state.num_cached_tokens, event.num_cached_tokens)
         completion = state.completions[event.index]
         if completion.finish_reason is not None:
-            return False  # tokens of a step that was in flight when a stop string ended the sequence
+            return  # tokens of a step that was in flight when a stop string ended the sequence
         assert isinstance(state.params, SamplingParams)
         if event.token_ids:
             state.metrics.first_token_time = state.metrics.first_token_time or now
             state.metrics.last_token_time = now
+            if completion.last_token_time is not None:
+                done.gaps.append(now - completion.last_token_time)
+            completion.last_token_time = now
         for i, token in enumerate(event.token_ids):
             completion.token_ids.append(token)
             state.metrics.num_generation_tokens += 1
@@ -171,17 +202,19 @@ class OutputProcessor:
             stop = completion.text.push(token)
             if stop is not None:
                 completion.finish_reason, completion.stop_reason = "stop", stop
-                return event.finish_reason is None
+                if event.finish_reason is None:
+                    done.stopped.append((event.request_id, event.index))
+                return
         completion.finish_reason, completion.stop_reason = event.finish_reason, event.stop_reason
         completion.error = event.error
-        return False
 
     def _add_logprob(self, completion: _Completion, entry: plan.Logprobs) -> None:
         completion.cumulative_logprob += entry.logprobs[0]
         completion.logprobs.append(logprob_dict(entry, self._decode_one))
 
-    def _take_beams(self, state: _RequestState, event: Event) -> None:
+    def _take_beams(self, state: _RequestState, event: Event, now: float) -> None:
         """The single, last event of a beam search: every hypothesis becomes a completion, best first."""
+        state.metrics.first_token_time = state.metrics.last_token_time = now
         for i, beam in enumerate(event.beams or ()):
             text = self._new_text(state.prompt_token_ids, state.params)
             if text is not None:
@@ -244,6 +277,6 @@ class OutputProcessor:
             outputs=outputs,
             finished=finished,
             metrics=state.metrics,
-            num_cached_tokens=state.num_cached_tokens,
+            num_cached_tokens=state.metrics.num_cached_tokens,
             prompt_index=state.prompt_index,
         )

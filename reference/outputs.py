@@ -30,13 +30,23 @@ def logprob_dict(entry: plan.Logprobs, decode: Callable[[list[int]], str] | None
 
 @dataclass(slots=True)
 class RequestMetrics:
-    """When things happened to a request, in seconds of ``time.perf_counter``."""
+    """When things happened to a request, in seconds of ``time.monotonic``, and how many tokens it took.
+
+    scheduled_time         when it first had a place in a step of the engine; before that it waited
+    num_cached_tokens      prompt tokens whose K/V came from the prefix cache
+    num_generation_tokens  over all its completions
+    finish_reasons         of each of its completions, once it has ended
+    """
 
     arrival_time: float
+    num_prompt_tokens: int
+    scheduled_time: float | None = None
     first_token_time: float | None = None
     last_token_time: float | None = None
     finished_time: float | None = None
-    num_generation_tokens: int = 0  # over all its completions
+    num_cached_tokens: int = 0
+    num_generation_tokens: int = 0
+    finish_reasons: list[str] = field(default_factory=list)
 
     @property
     def time_to_first_token(self) -> float | None:

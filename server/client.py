@@ -23,8 +23,8 @@ from quire.assets import Assets
 from quire.reference.control.params import BeamSearchParams, SamplingParams
 from quire.reference.control.request import Event, SchedulerStats
 from quire.reference.engine import ModelFacts
-from quire.reference.output_processor import OutputProcessor
-from quire.reference.outputs import RequestOutput
+from quire.reference.output_processor import OutputProcessor, Processed
+from quire.reference.outputs import RequestMetrics, RequestOutput
 from quire.server import messages
 
 logger = logging.getLogger("quire.client")
@@ -44,11 +44,12 @@ class Generation:
     """One request in the engine. Iterate for its ``RequestOutput``s; ``abort`` (or leave ``with``) when not wanted.
 
     With ``stream`` each output holds what is new; else there is a single one. Raises ``EngineUnavailable`` or
-    ``RequestTimeout`` in place of an output.
+    ``RequestTimeout`` in place of an output. ``metrics`` tells at any time how far it has got.
     """
 
-    def __init__(self, request_id: str, abort: Callable[[str], None]) -> None:
+    def __init__(self, request_id: str, metrics: RequestMetrics, abort: Callable[[str], None]) -> None:
         self.request_id = request_id
+        self.metrics = metrics
         self._abort = abort
         self._waiting: RequestOutput | None = None  # not fetched yet
         self._error: Exception | None = None
@@ -123,6 +124,7 @@ class EngineClient:
     model    what is known of the engine's model; None before it was first ready
     stats    the scheduler's latest snapshot
     reason   why the state is not "ready", for people
+    observe  called with what each message of the engine came to, and with requests that were cut off (for metrics)
     """
 
     def __init__(self, address: str, assets: Assets, *, name: str = "api-0") -> None:
@@ -131,6 +133,7 @@ class EngineClient:
         self.reason = "the engine is starting"
         self.model: ModelFacts | None = None
         self.stats = SchedulerStats()
+        self.observe: Callable[[Processed], None] = lambda processed: None
         self._address = address
         self._name = name
         self._engine_id = ""
@@ -218,9 +221,9 @@ class EngineClient:
         if self.state != "ready":
             raise EngineUnavailable(self.reason)
         request_id = request_id or uuid.uuid4().hex
-        generation = Generation(request_id, self._abort)
+        metrics = self._processor.add(request_id, prompt_token_ids, params, prompt=prompt, stream=stream)
+        generation = Generation(request_id, metrics, self._abort)
         admitted = self._loop.create_future()
-        self._processor.add(request_id, prompt_token_ids, params, prompt=prompt, stream=stream)
         self._open[request_id] = generation
         self._admissions[request_id] = admitted
         if timeout is not None:
@@ -253,6 +256,7 @@ class EngineClient:
         await done
 
     def _abort(self, request_id: str) -> None:
+        self._cut_off(request_id, "abort")
         if self._forget(request_id) and self.state == "ready":
             self._send(messages.Abort(request_id))
 
@@ -267,6 +271,11 @@ class EngineClient:
         if admitted is not None and not admitted.done():
             admitted.set_exception(error)
         self._open[request_id].fail(error)
+
+    def _cut_off(self, request_id: str, reason: str) -> None:
+        metrics = self._processor.discard(request_id, reason)
+        if metrics is not None:
+            self.observe(Processed(ended=[metrics]))
 
     def _forget(self, request_id: str) -> bool:
         self._processor.discard(request_id)
@@ -332,6 +341,7 @@ class EngineClient:
     def _take(self, events: list[Event]) -> None:
         """Turn events into outputs for those who wait for them."""
         done = self._processor.process(events)
+        self.observe(done)
         for request_id, index in done.stopped:
             self._send(messages.Finish(request_id, index))
         for output in done.outputs:
@@ -354,6 +364,7 @@ class EngineClient:
         error = EngineUnavailable(reason)
         for request_id in list(self._open):
             self._end(request_id, error)
+            self._cut_off(request_id, "error")
             self._forget(request_id)
         for call in self._calls.values():
             if not call.done():

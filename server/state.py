@@ -8,8 +8,10 @@ from pathlib import PurePath
 
 from fastapi import Request
 
-from quire.server.client import EngineClient
+from quire.reference.control.params import BeamSearchParams, SamplingParams
+from quire.server.client import EngineClient, Generation
 from quire.server.config import ServerConfig
+from quire.server.context import current
 from quire.server.errors import ApiError
 
 
@@ -35,11 +37,39 @@ class ServerState:
 
     def check_model(self, name: str | None) -> str:
         """The name to answer with. Raises a 404 ``ApiError`` for a model that is not served here."""
-        if name is None:
-            return self.model_names[0]
+        name = self.model_names[0] if name is None else name
         if name not in self.model_names:
             served = ", ".join(self.model_names)
             raise ApiError(
                 404, f"The model '{name}' does not exist. Served here: {served}", param="model", code="model_not_found"
             )
+        record = current.get()
+        if record is not None:
+            record.model = name
         return name
+
+    async def add(
+        self,
+        prompt_token_ids: list[int],
+        params: SamplingParams | BeamSearchParams,
+        *,
+        prompt: str | None = None,
+        stream: bool = False,
+        priority: int = 0,
+        cache_salt: str | None = None,
+    ) -> Generation:
+        """``EngineClient.add`` for the HTTP request at hand: traceable by its id, within the server's time limit."""
+        record = current.get()
+        generation = await self.engine.add(
+            prompt_token_ids,
+            params,
+            request_id=None if record is None else record.engine_request_id(),
+            prompt=prompt,
+            stream=stream,
+            priority=priority,
+            cache_salt=cache_salt,
+            timeout=self.config.request_timeout,
+        )
+        if record is not None:
+            record.prompts.append(generation.metrics)
+        return generation

@@ -55,6 +55,8 @@ class Event:
     stop_reason         the stop token id behind "stop"; None for the end-of-sequence token
     beams               with the single, last event of a beam search: its hypotheses, best first
     error               what went wrong, with "error"
+    scheduled_time      when the request was first given a place in a step, in seconds of ``time.monotonic`` (one clock
+                        for all processes of a machine); with the first event of stream 0
     """
 
     request_id: str
@@ -67,6 +69,7 @@ class Event:
     stop_reason: int | None = None
     beams: list[Beam] | None = None
     error: str | None = None
+    scheduled_time: float | None = None
 
 
 @dataclass(slots=True)

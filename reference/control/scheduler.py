@@ -376,7 +376,7 @@ class Scheduler:
             events.append(
                 Event(
                     group.request.request_id, 0, [], num_cached_tokens=group.num_cached_tokens, finish_reason=reason,
-                    beams=best,
+                    beams=best, scheduled_time=group.scheduled_time,
                 )
             )  # fmt: skip
             for seq in list(group.sequences):

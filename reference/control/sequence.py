@@ -91,6 +91,7 @@ class Sequence:
             group.prompt_logprobs_sent = True
             event.prompt_logprobs = group.prompt_logprobs
             event.num_cached_tokens = group.num_cached_tokens
+            event.scheduled_time = group.scheduled_time
         return event
 
 
@@ -105,6 +106,7 @@ class Group:
     next_index     stream number for the next forked beam
     prompt_logprobs  by position, as far as known (None where unknown, and for the first token)
     completed      finished hypotheses of a beam search
+    scheduled_time when it was first in a plan (set by the engine: nothing in here looks at a clock)
     """
 
     request: Request
@@ -119,3 +121,4 @@ class Group:
     prompt_logprobs: list[Logprobs | None] | None = None
     prompt_logprobs_sent: bool = False
     completed: list[Beam] = field(default_factory=list)
+    scheduled_time: float | None = None

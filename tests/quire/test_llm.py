@@ -34,7 +34,8 @@ def test_outputs_have_vllms_fields(llm):
     assert completion.finish_reason == "length" and completion.stop_reason is None and completion.finished()
     assert completion.logprobs is None and completion.cumulative_logprob is None
     metrics = output.metrics
-    assert metrics.arrival_time < metrics.first_token_time < metrics.last_token_time <= metrics.finished_time
+    assert metrics.arrival_time <= metrics.scheduled_time < metrics.first_token_time
+    assert metrics.first_token_time < metrics.last_token_time <= metrics.finished_time
     assert metrics.num_generation_tokens == 12 and metrics.time_to_first_token > 0
 
 
