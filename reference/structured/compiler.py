@@ -17,6 +17,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from quire.reference.control.errors import RequestError
 from quire.reference.control.structured import StructuredOutputsParams
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 # Fuel is llguidance's unit of work: about 14,000 a millisecond, so that no mask takes longer than some 15 ms. A lexer
 # state is up to 2 kB, and those of one grammar are shared by its matchers.
 LIMITS = {"step_lexer_fuel": 200_000, "step_max_items": 50_000, "max_lexer_states": 50_000, "verbose_errors": False}
+LOOK_AHEAD = 4  # tokens
 CACHE_ENTRIES = 64
 CACHE_BYTES = 512 << 20
 # Nobody can ask the library for a grammar's size. Compiling fills memory no faster than this (measured: 150 MB/s with
@@ -136,15 +139,24 @@ def compile_grammar(tokenizer: LLTokenizer, params: StructuredOutputsParams) -> 
         problem = matcher.get_error()
     except ValueError as error:  # what it finds before it compiles
         problem = str(error)
-    if not problem:  # a look at the first token: the limits of a step show, and whether there is one at all
-        first = matcher.deep_copy()
-        first.compute_bitmask()
-        problem = first.get_error()
-        if problem.startswith("NoExtension"):
-            problem = "no text can satisfy it"
+    if not problem:
+        problem = look_ahead(matcher.deep_copy())
     if problem:
         raise RequestError(field, value, f"not usable: {short(problem)}", "Correct or simplify it")
     return matcher
+
+
+def look_ahead(matcher: LLMatcher) -> str:
+    """Go a few tokens into the grammar: what is wrong there, such as a limit that one step passes; "" if nothing is."""
+    for _ in range(LOOK_AHEAD):
+        bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
+        problem = matcher.get_error()
+        if problem.startswith("NoExtension"):
+            return "no text can satisfy it"
+        if problem or matcher.is_stopped():
+            return problem
+        matcher.consume_token(int(bits.argmax()))
+    return matcher.get_error()
 
 
 def source(params: StructuredOutputsParams) -> str:

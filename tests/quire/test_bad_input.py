@@ -7,12 +7,17 @@ import shutil
 
 import pytest
 
-from quire import LLM, CheckpointError, ConfigError, QuireError, RequestError, SamplingParams
+from quire import LLM, CheckpointError, ConfigError, QuireError, RequestError, SamplingParams, StructuredOutputsParams
 from quire import BeamSearchParams as Beams
 from tests.toys import tiny_checkpoint
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 TALK = [{"role": "user", "content": "hello"}]
+
+
+def structured(**form) -> SamplingParams:
+    return SamplingParams(structured_outputs=StructuredOutputsParams(**form))
+
 
 # name: (what the user does, the field that is named, a part of the message)
 REQUESTS = {
@@ -57,6 +62,17 @@ REQUESTS = {
     "no role": (lambda m: m.chat([{"content": "a"}]), "messages", "role"),
     "a message the template refuses": (
         lambda m: m.chat([{"role": "nobody", "content": "a"}]), "messages", "nobody may not speak",
+    ),
+    "no regex": (lambda m: m.generate("a", structured(regex="(")), "structured_outputs.regex", "unclosed group"),
+    "no schema": (
+        lambda m: m.generate(["a", "b"], [GREEDY, structured(json={"$ref": "#/x"})]), "structured_outputs.json",
+        "prompt 1 of 2",
+    ),
+    "no grammar": (lambda m: m.generate("a", structured(grammar="start: x")), "structured_outputs.grammar", "unknown"),
+    "two forms": (lambda m: structured(regex="a", json_object=True), "structured_outputs", "exactly one"),
+    "a form as a dict": (lambda m: SamplingParams(structured_outputs={}), "structured_outputs", "Params"),
+    "beams in a form": (
+        lambda m: Beams(beam_width=2, max_tokens=2, structured_outputs=None), "structured_outputs", "unknown beam",
     ),
     "a broken template": (lambda m: m.chat(TALK, chat_template="{% if %}"), "messages", "template"),
 }  # fmt: skip

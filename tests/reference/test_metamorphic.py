@@ -8,6 +8,7 @@ without it the tokens must be the same up to the first near-tie of the two best 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quire import LLM, BeamSearchParams, RequestError, SamplingParams
+from quire import LLM, BeamSearchParams, RequestError, SamplingParams, StructuredOutputsParams
 from quire.reference.control.philox import gumbel
 from quire.reference.outputs import RequestOutput
 
@@ -42,6 +43,9 @@ QUESTIONS = (
 GREEDY = SamplingParams(temperature=0, max_tokens=20, logprobs=2, prompt_logprobs=1)
 SAMPLED = SamplingParams(temperature=0.9, top_p=0.9, top_k=40, max_tokens=20, logprobs=0, seed=7)
 BEAMS = BeamSearchParams(beam_width=3, max_tokens=10)
+ANSWER = {"type": "object", "properties": {"sum": {"type": "integer", "maximum": 99}, "sure": {"type": "boolean"}}}
+JSON = StructuredOutputsParams(json=ANSWER | {"required": ["sum", "sure"], "additionalProperties": False})
+COLOURS = StructuredOutputsParams(choice=["red", "green", "blue, or nearly so"])
 
 
 def changed(params: SamplingParams, **changes: Any) -> SamplingParams:
@@ -61,6 +65,8 @@ WORKLOAD: dict[str, tuple[int, bool, SamplingParams | BeamSearchParams]] = {
     "min_tokens, bias": (1, True, changed(SAMPLED, min_tokens=16, logit_bias={17: 3.0, 40: -100.0}, min_p=0.01)),
     "stop string, n=3": (3, False, changed(SAMPLED, n=3, stop=["was a", "One day", "named M"], max_tokens=30)),
     "bad words": (0, False, changed(GREEDY, bad_words=["key", "value"], include_stop_str_in_output=True, stop="e")),
+    "JSON": (1, True, changed(SAMPLED, structured_outputs=JSON, max_tokens=40, presence_penalty=0.5)),
+    "choice, n=3": (0, False, changed(SAMPLED, structured_outputs=COLOURS, n=3, temperature=2.0, logprobs=1)),
     "beams": (1, False, BEAMS),
     "beams, story": (3, False, BEAMS),
 }
@@ -118,6 +124,7 @@ def assert_drained(llm: LLM) -> None:
     stats = llm.stats()
     assert (stats.num_running, stats.num_waiting, stats.blocks_used, stats.host_blocks_used) == (0, 0, 0, 0)
     assert not llm.engine.scheduler.groups and not llm._boxes and not llm._processor._states
+    assert not len(llm.engine._structured._matchers)
 
 
 def test_the_workload_does_what_it_is_there_for(alone):
@@ -127,6 +134,8 @@ def test_the_workload_does_what_it_is_there_for(alone):
     assert len({tuple(c[2]) for c in alone["n=4"][0]}) == 4
     assert len(alone["min_tokens, bias"][0][0][2]) >= 16
     assert not {"key", "value"} & set(alone["bad words"][0][0][1].split())
+    assert set(json.loads(alone["JSON"][0][0][1])) == {"sum", "sure"}
+    assert {c[1] for c in alone["choice, n=3"][0]} <= set(COLOURS.choice)
     prompt_logprobs = alone["greedy, long prompt"][1]
     assert prompt_logprobs[0] is None and all(entry for entry in prompt_logprobs[1:])
 

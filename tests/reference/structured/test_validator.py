@@ -32,9 +32,15 @@ BAD = {
         Form(json={"allOf": [{"anyOf": [{"properties": {f"p{i}{j}": {}}} for j in range(4)]} for i in range(10)]}),
         "too large",
     ),
+    "too many properties": (
+        Form(json={"type": "object", "properties": {f"p{i}": {} for i in range(2000)}}),
+        "max is 2000",
+    ),
+    "too many ways": (Form(regex="(a?){2000}a{2000}"), "too many expressions"),
     "deep nesting": (Form(json='{"items":' * 200 + "{}" + "}" * 200), "recursion limit"),
     "a grammar without a rule": (Form(grammar="nonsense"), "structured_outputs.grammar"),
     "an unknown rule": (Form(grammar="start: nobody"), "nobody"),
+    "a grammar that never ends": (Form(grammar='start: "a" start'), "Too many items"),
     "rules in a circle": (Form(grammar="start: other\nother: start"), "no text can satisfy it"),
     "a bad whitespace pattern": (Form(json_object=True, whitespace_pattern="("), "unclosed"),
 }
@@ -51,7 +57,6 @@ HARMLESS = {
             "$ref": "#/$defs/d0",
         }
     ),
-    "a grammar that never ends": Form(grammar='start: "a" start'),
     "true": Form(json=True),
     "a schema that holds itself": Form(json={"type": "array", "items": {"$ref": "#"}}),
 }
