@@ -23,7 +23,7 @@ from quire.server.config import ServerConfig
 from quire.server.errors import ApiError, error_response
 from quire.server.state import ServerState
 
-ROUTES = ("health",)
+ROUTES = ("health", "completions")
 ERRORS = (ApiError, QuireError, EngineUnavailable, RequestTimeout, RequestValidationError, HTTPException, Exception)
 
 

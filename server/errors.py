@@ -91,6 +91,8 @@ def validation_error(errors: Any) -> ApiError:
     match first["type"]:
         case "json_invalid":
             return ApiError(400, f"the body is not valid JSON: {first['ctx']['error']}", code="invalid_json")
+        case "model_attributes_type":
+            return ApiError(400, "the body is not a JSON object sent as application/json", code="invalid_json")
         case "extra_forbidden":
             message = f"Unrecognized request argument supplied: {param}. Leave it out, or correct its spelling"
             return ApiError(400, message, param=param, code="unknown_parameter")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 
 from fastapi import Request
 
 from quire.reference.control.params import BeamSearchParams, SamplingParams
+from quire.reference.tokenizer import bad_words_token_ids
 from quire.server.client import EngineClient, Generation
 from quire.server.config import ServerConfig
 from quire.server.context import current
 from quire.server.errors import ApiError
+
+Params = SamplingParams | BeamSearchParams
 
 
 @dataclass
@@ -51,7 +54,7 @@ class ServerState:
     async def add(
         self,
         prompt_token_ids: list[int],
-        params: SamplingParams | BeamSearchParams,
+        params: Params,
         *,
         prompt: str | None = None,
         stream: bool = False,
@@ -73,3 +76,14 @@ class ServerState:
         if record is not None:
             record.prompts.append(generation.metrics)
         return generation
+
+    def with_bad_words(self, params: Params) -> Params:
+        """The parameters with ``bad_words`` spelled as token ids, which is all that the engine knows."""
+        if not isinstance(params, SamplingParams) or not params.bad_words:
+            return params
+        spelled = bad_words_token_ids(self.engine.assets.get_tokenizer(), params.bad_words)
+        return replace(params, bad_words_token_ids=(*params.bad_words_token_ids, *spelled))
+
+    def token_text(self, token_id: int) -> str:
+        """What one token alone decodes to, special tokens included."""
+        return str(self.engine.assets.get_tokenizer().decode([token_id]))

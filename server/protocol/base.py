@@ -17,7 +17,7 @@ from quire.reference.control.errors import RequestError
 class RequestModel(BaseModel):
     """Base of all request bodies: unknown names are refused; ``null`` means that a field was not given."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
     REFUSED: ClassVar[dict[str, tuple[str, str]]] = {}  # field -> (why it is refused, what to do instead)
 

@@ -1,0 +1,68 @@
+"""What requests and responses of several endpoints have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
+
+from quire.server.protocol.base import RequestModel, accepted
+
+
+class StreamOptions(RequestModel):
+    """Options of a stream."""
+
+    include_usage: bool | None = Field(None, description="a last event with the usage of the whole request")
+    continuous_usage_stats: bool | None = Field(None, description="usage so far in every event")
+    include_obfuscation: Annotated[
+        bool | None, accepted("events are not padded here, so there is nothing to turn off")
+    ] = None
+
+
+class PromptTokensDetails(BaseModel):
+    """How many of the prompt's tokens came from the prefix cache."""
+
+    cached_tokens: int
+
+
+class Usage(BaseModel):
+    """Tokens of a request, all of its prompts and completions together."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails | None = None
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """OpenAI's error object."""
+
+    error: ErrorDetail
+
+
+def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dict[str, Any]:
+    """``Usage`` as it is sent."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
+    }
+
+
+def documented(model: type[BaseModel], description: str) -> dict[int | str, dict[str, Any]]:
+    """``responses=`` of a route: its answer, the same as an event stream, and errors."""
+    return {
+        200: {"model": model, "description": description},
+        "4XX": {"model": ErrorBody, "description": "the request cannot be served; the error object says why"},
+        "5XX": {"model": ErrorBody, "description": "the server cannot serve now"},
+    }
