@@ -89,6 +89,8 @@ class Engine:
         self._depth = 2 if config.async_scheduling else 1
         self._in_flight: deque[_InFlight] = deque()
         self._num_requests = 0
+        self._steps_by_tokens: list[int] = []
+        self._tokens_planned = 0
         self._failure: EngineError | None = None
 
     def check(
@@ -217,6 +219,8 @@ class Engine:
     def stats(self) -> SchedulerStats:
         stats = self.scheduler.stats()
         stats.num_waiting += len(self._structured.waiting)
+        stats.steps_by_tokens = list(self._steps_by_tokens)
+        stats.tokens_planned = self._tokens_planned
         return stats
 
     def reset_prefix_cache(self) -> None:
@@ -236,6 +240,7 @@ class Engine:
         plan = self.scheduler.schedule()
         if plan is None:
             return None, None
+        self._count(plan)
         for start in plan.starts:
             group = self.scheduler.sequences[start.seq_id].group
             if group.scheduled_time is None:
@@ -255,6 +260,14 @@ class Engine:
         if masks:
             phases["mask"] = (t2, t3)
         return _InFlight(plan, pending, phases, owners), landed
+
+    def _count(self, plan: StepPlan) -> None:
+        """For ``stats``: one more step of that many tokens."""
+        num_tokens = sum(seq.n for seq in plan.seqs)
+        self._tokens_planned += num_tokens
+        exponent = max(num_tokens - 1, 0).bit_length()
+        self._steps_by_tokens += [0] * (exponent + 1 - len(self._steps_by_tokens))
+        self._steps_by_tokens[exponent] += 1
 
     def _masks(self, plan: StepPlan) -> tuple[dict[int, Any], list[Event] | None]:
         """The masks of a step whose forward pass is on its way, and the events of what they had to wait for.

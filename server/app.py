@@ -21,10 +21,11 @@ from quire.reference.control.errors import QuireError
 from quire.server.client import EngineClient, EngineUnavailable, RequestTimeout
 from quire.server.config import ServerConfig
 from quire.server.errors import ApiError, error_response
+from quire.server.middleware import wrap
 from quire.server.state import ServerState
 
-ROUTES = ("health", "completions")
-ERRORS = (ApiError, QuireError, EngineUnavailable, RequestTimeout, RequestValidationError, HTTPException, Exception)
+ROUTES = ("health", "metrics", "completions")
+ERRORS = (ApiError, QuireError, EngineUnavailable, RequestTimeout, RequestValidationError, HTTPException)
 
 
 def build_app(engine: EngineClient, config: ServerConfig | None = None) -> FastAPI:
@@ -43,4 +44,5 @@ def build_app(engine: EngineClient, config: ServerConfig | None = None) -> FastA
         app.include_router(importlib.import_module(f"quire.server.routes.{name}").router)
     for error in ERRORS:
         app.add_exception_handler(error, error_response)
+    wrap(app, state)
     return app

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from quire.reference.control.checks import known_fields_only
@@ -33,6 +34,7 @@ class ServerConfig:
     tool_call_parser         how tool calls are read from the model's text; "auto" = by the chat template, "none" = not
     reasoning_parser         how reasoning is told from the answer; "auto" = by the chat template, "none" = not
     log_requests             one line in the log for each request
+    log_format               "text" for people, "json" for programs
     otlp_traces_endpoint     where OpenTelemetry traces go; needs the extra quire[otel]
     """
 
@@ -56,4 +58,18 @@ class ServerConfig:
     tool_call_parser: str = "auto"
     reasoning_parser: str = "auto"
     log_requests: bool = True
+    log_format: str = "text"
     otlp_traces_endpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in {"max_body_size": 1, "max_concurrent_requests": 1, "api_server_count": 1, "port": 0}.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(name, value, "not an allowed integer", f"Give an integer of at least {least}")
+        for name in ("shutdown_timeout", "request_timeout"):
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if not (number and value >= 0) and not (value is None and name == "request_timeout"):
+                raise ConfigError(name, value, "not a number of seconds", "Give a finite number that is not negative")
+        if self.log_format not in ("text", "json"):
+            raise ConfigError("log_format", self.log_format, "unknown choice", "Choose text or json")

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from quire.reference.control.errors import QuireError
 from quire.server.client import EngineUnavailable, RequestTimeout
+from quire.server.context import current
 
 TYPES = {
     401: "authentication_error",
@@ -106,7 +107,16 @@ def validation_error(errors: Any) -> ApiError:
             return ApiError(400, message, param=param, code="invalid_value")
 
 
+def respond(error: Exception) -> JSONResponse:
+    """The response to a request that ends with ``error``; its code goes to the log and the metrics."""
+    api_error = to_api_error(error)
+    body = api_error.body()
+    record = current.get()
+    if record is not None:
+        record.error = api_error.code or body["error"]["type"]
+    return JSONResponse(body, api_error.status, api_error.headers)
+
+
 async def error_response(request: Request, error: Exception) -> JSONResponse:
     """FastAPI's handler for every exception that leaves a route."""
-    api_error = to_api_error(error)
-    return JSONResponse(api_error.body(), api_error.status, api_error.headers)
+    return respond(error)

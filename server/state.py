@@ -14,6 +14,7 @@ from quire.server.client import EngineClient, Generation
 from quire.server.config import ServerConfig
 from quire.server.context import current
 from quire.server.errors import ApiError
+from quire.server.metrics import Metrics
 
 Params = SamplingParams | BeamSearchParams
 
@@ -25,7 +26,12 @@ class ServerState:
     engine: EngineClient
     config: ServerConfig
     draining: bool = False
+    metrics: Metrics = field(init=False)
     created: int = field(default_factory=lambda: int(time.time()))
+
+    def __post_init__(self) -> None:
+        self.metrics = Metrics(self.engine, self.model_names[0])
+        self.engine.observe = self.metrics.observe
 
     @staticmethod
     def of(request: Request) -> ServerState:
@@ -73,6 +79,7 @@ class ServerState:
             cache_salt=cache_salt,
             timeout=self.config.request_timeout,
         )
+        self.metrics.admitted(params)
         if record is not None:
             record.prompts.append(generation.metrics)
         return generation

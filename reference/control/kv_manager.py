@@ -214,6 +214,7 @@ class KVManager:
             free = len(table.blocks) * self.block_size - length
             last = table.blocks[-1] if table.blocks else NULL_BLOCK
             unused[last] = min(free, unused.get(last, free))
+        stats.block_size = self.block_size
         stats.blocks_total = self.pool.num_blocks
         stats.blocks_used = self.pool.num_used
         stats.blocks_shared = self.pool.total_refs - self.pool.num_used

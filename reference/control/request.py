@@ -6,7 +6,7 @@ A request is one prompt. It becomes one sequence, or several siblings that share
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from quire.reference.control.params import BeamSearchParams, SamplingParams
@@ -89,3 +89,6 @@ class SchedulerStats:
     num_copies: int = 0  # blocks copied on write
     num_swapped_out: int = 0  # blocks
     num_swapped_in: int = 0
+    block_size: int = 0
+    steps_by_tokens: list[int] = field(default_factory=list)  # entry i: steps of up to 2**i tokens, but over 2**(i-1)
+    tokens_planned: int = 0  # by all these steps

@@ -1,0 +1,184 @@
+"""What every request passes through before its route: plain ASGI, so that streams flow through untouched.
+
+From the outside in (``wrap``)::
+
+    RequestContext    an id, in the response too; when all is over one line in the log, metrics, a span
+    CORS              Starlette's; so that a browser may read refusals as well
+    Failures          an exception that nobody else handles becomes a 500 without a word of its inside
+    Authentication    no key, no answer
+    Admission         503 while draining, 429 beyond the number of requests at once
+    BodyLimit         413 beyond the size of a body
+    routes            their errors become responses in errors.py
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import get_route_path
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from quire.server.auth import Authentication, load_api_keys
+from quire.server.context import RequestRecord, current
+from quire.server.errors import ApiError, respond
+from quire.server.logging import log_request
+from quire.server.state import ServerState
+
+logger = logging.getLogger("quire.server")
+
+SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+UNLIMITED = ("/health", "/ready", "/metrics")  # must answer when nothing else does
+
+
+def wrap(app: FastAPI, state: ServerState) -> None:
+    """Put the middleware in front of ``app``; what is added last is outermost."""
+    config = state.config
+    app.add_middleware(BodyLimit, limit=config.max_body_size)
+    app.add_middleware(Admission, state=state)
+    app.add_middleware(Authentication, keys=load_api_keys(config), public_metrics=config.public_metrics)
+    app.add_middleware(Failures)
+    if config.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.allowed_origins,
+            allow_methods=config.allowed_methods,
+            allow_headers=config.allowed_headers,
+            allow_credentials=config.allow_credentials,
+            expose_headers=("X-Request-Id", "Retry-After"),
+        )
+    app.add_middleware(RequestContext, state=state)
+
+
+class RequestContext:
+    """Gives a request its id and its ``RequestRecord``, and reports on it when it is over."""
+
+    def __init__(self, app: ASGIApp, state: ServerState) -> None:
+        self.app = app
+        self.state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        record = RequestRecord(request_id(scope), scope["method"], scope["path"])
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", record.id.encode())]
+            await send(message)
+
+        token = current.set(record)
+        try:
+            await self.app(scope, receive, send_with_id)
+        finally:
+            route = scope.get("route")  # the router has put it there; addresses that do not exist have none
+            self.state.metrics.http_request(record, getattr(route, "path", "none"))
+            if self.state.config.log_requests:
+                log_request(record, quiet=get_route_path(scope) in UNLIMITED)
+            current.reset(token)
+
+
+def request_id(scope: Scope) -> str:
+    """The client's X-Request-Id if it is short and of harmless characters, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and SANE_ID.fullmatch(given := value.decode("latin-1")):
+            return given
+    return uuid.uuid4().hex
+
+
+class Failures:
+    """The last resort for exceptions: logged with their traceback, told to nobody."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        except Exception as error:
+            if scope["type"] != "http":
+                raise
+            logger.exception("%s %s failed", scope["method"], scope["path"].encode("unicode_escape").decode())
+            if not started:
+                await respond(error)(scope, receive, send)
+            # Else nothing more can be said: the HTTP server closes the connection of an unfinished response.
+
+
+class Admission:
+    """Turns requests away while draining and beyond ``max_concurrent_requests``; a stream counts until it has ended."""
+
+    def __init__(self, app: ASGIApp, state: ServerState) -> None:
+        self.app = app
+        self.state = state
+        self.num_running = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or get_route_path(scope) in UNLIMITED:
+            await self.app(scope, receive, send)
+            return
+        limit = self.state.config.max_concurrent_requests
+        if self.state.draining:
+            message = "the server is shutting down and takes no more requests; try again later"
+            error = ApiError(503, message, code="draining", headers={"Retry-After": "5"})
+        elif self.num_running >= limit:
+            message = f"the server is busy with {limit} requests, the most that it takes at once; try again later"
+            error = ApiError(429, message, code="overloaded", headers={"Retry-After": "1"})
+        else:
+            self.num_running += 1
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                self.num_running -= 1
+            return
+        await respond(error)(scope, receive, send)
+
+
+class BodyLimit:
+    """Reads the body, up to ``limit`` bytes, before anything looks at it: every route wants all of it anyway."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app = app
+        self.limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        chunks: list[bytes] = []
+        too_long = announced.isdigit() and int(announced) > self.limit  # then it is not even begun
+        more, size = not too_long, 0
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            chunks.append(message.get("body", b""))
+            size += len(chunks[-1])
+            too_long = size > self.limit
+            more = message.get("more_body", False) and not too_long
+        if too_long:
+            error = ApiError(413, f"the body is longer than the {self.limit} bytes that this server takes",
+                             code="body_too_large")  # fmt: skip
+            await respond(error)(scope, receive, send)
+            return
+        body: Message | None = {"type": "http.request", "body": b"".join(chunks), "more_body": False}
+        chunks.clear()
+
+        async def receive_again() -> Message:
+            nonlocal body
+            message, body = body, None
+            return await receive() if message is None else message
+
+        await self.app(scope, receive_again, send)
