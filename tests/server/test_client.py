@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
@@ -99,8 +100,11 @@ def test_an_aborted_request_frees_its_blocks() -> None:
 def test_a_request_that_takes_too_long_is_ended() -> None:
     async def main(engine: LocalEngine) -> None:
         client = await connected(engine)
+        go_on, step = threading.Event(), engine.engine.step
+        engine.engine.step = lambda: go_on.wait() and step()
         with pytest.raises(RequestTimeout):
-            await tokens_of(await client.add([1], SamplingParams(max_tokens=60), stream=True, timeout=0))
+            await tokens_of(await client.add([1], SamplingParams(max_tokens=60), stream=True, timeout=0.01))
+        go_on.set()
         await client.reset_prefix_cache()
         assert not engine.engine.has_unfinished()
         client.close()
