@@ -14,6 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +26,10 @@ from quire.reference.control.structured import StructuredOutputsParams
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-# Fuel is llguidance's unit of work: about 14,000 a millisecond, so that no mask takes longer than some 15 ms. A lexer
-# state is up to 2 kB, and those of one grammar are shared by its matchers.
-LIMITS = {"step_lexer_fuel": 200_000, "step_max_items": 50_000, "max_lexer_states": 50_000, "verbose_errors": False}
+# Fuel is llguidance's unit of work: about 14,000 a millisecond, so no mask takes longer than some 15 ms. The states of a
+# grammar's lexer are kept as they are found (50,000 take 4 MB), and shared by all its matchers.
+LIMITS = {"step_lexer_fuel": 200_000, "step_max_items": 50_000, "max_lexer_states": 250_000, "verbose_errors": False}
+USES = 256  # of one compiled grammar: a lexer that serves for weeks would reach its limit, if its states are that many
 LOOK_AHEAD = 4  # tokens
 CACHE_ENTRIES = 64
 CACHE_BYTES = 512 << 20
@@ -35,6 +37,15 @@ CACHE_BYTES = 512 << 20
 # 20,000 enum values, 90 MB/s with a large multipleOf), so the time it took bounds the size.
 BYTES_PER_SECOND = 150 << 20
 BYTES_PER_CHARACTER = 32
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A compiled grammar, its size in bytes (estimated) and how often it was handed out."""
+
+    grammar: LLMatcher
+    size: int
+    uses: int = 0
 
 
 class Compiler:
@@ -46,7 +57,7 @@ class Compiler:
     def __init__(self, tokenizer: Callable[[], Any] | None) -> None:
         self._load = tokenizer
         self._tokenizer: LLTokenizer | None = None
-        self._cache: OrderedDict[StructuredOutputsParams, tuple[LLMatcher, int]] = OrderedDict()
+        self._cache: OrderedDict[StructuredOutputsParams, _Entry] = OrderedDict()
         self._lock = Lock()  # of the cache
         self._building = Lock()  # of the tokenizer
         self._thread: ThreadPoolExecutor | None = None
@@ -66,10 +77,17 @@ class Compiler:
     def find(self, params: StructuredOutputsParams) -> LLMatcher | None:
         """The grammar, if it is there: a matcher at its beginning, to be copied (which takes microseconds)."""
         with self._lock:
-            if params not in self._cache:
+            entry = self._cache.get(params)
+            if entry is None or entry.uses >= USES:
                 return None
+            entry.uses += 1
             self._cache.move_to_end(params)
-            return self._cache[params][0]
+            return entry.grammar
+
+    def forget(self, params: StructuredOutputsParams) -> None:
+        """Compile it anew the next time: its lexer has reached a limit."""
+        with self._lock:
+            self._cache.pop(params, None)
 
     def compile(self, params: StructuredOutputsParams) -> LLMatcher:
         """The grammar, compiled now if it is not there. RequestError if it is none, or nothing can satisfy it."""
@@ -83,10 +101,11 @@ class Compiler:
         length = len(value) if isinstance(value, str) else 0 if value is True else sum(map(len, value))
         size = int(BYTES_PER_SECOND * (time.perf_counter() - began)) + BYTES_PER_CHARACTER * length
         with self._lock:
-            self._cache[params] = (grammar, size)
-            total = sum(size for _, size in self._cache.values())
+            self._cache[params] = _Entry(grammar, size)
+            self._cache.move_to_end(params)
+            total = sum(entry.size for entry in self._cache.values())
             while len(self._cache) > CACHE_ENTRIES or (total > CACHE_BYTES and len(self._cache) > 1):
-                total -= self._cache.popitem(last=False)[1][1]
+                total -= self._cache.popitem(last=False)[1].size
         return grammar
 
     def submit(self, params: StructuredOutputsParams) -> Future[LLMatcher]:
@@ -110,15 +129,15 @@ def serialise(tokenizer: Any) -> tuple[str, int | None]:
             "structured_outputs", "…", f"the model's tokenizer ({type(tokenizer).__name__}) is not a fast one",
             "Use a checkpoint that has a tokenizer.json",
         )  # fmt: skip
-    # From its text, so that truncation and padding can be taken out of it: they belong to encoding.
-    copy = type(backend).from_str(backend.to_str())
-    copy.no_padding()
-    copy.no_truncation()
-    return copy.to_str(), tokenizer.eos_token_id
+    if backend.truncation is not None or backend.padding is not None:  # they belong to encoding, and stay as they are
+        backend = type(backend).from_str(backend.to_str())
+        backend.no_padding()
+        backend.no_truncation()
+    return backend.to_str(), tokenizer.eos_token_id
 
 
 def build_tokenizer(text: str, eos_token_id: int | None) -> LLTokenizer:
-    """llguidance's tokenizer. Takes 25 ms for 4,096 tokens, half a second for 150,000."""
+    """llguidance's tokenizer. Takes 25 ms for 4,096 tokens, 0.7 s for 150,000, and no other thread runs meanwhile."""
     try:
         from llguidance import LLTokenizer
     except ImportError:

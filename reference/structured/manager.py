@@ -87,6 +87,8 @@ class StructuredOutputs:
             mask = self._matchers.mask(seq)
             if isinstance(mask, NoToken):
                 ended.append((seq, mask))
+                if mask.problem is not None and seq.params.structured_outputs is not None:
+                    self.compiler.forget(seq.params.structured_outputs)
             else:
                 masks[i] = mask
         return masks, ended

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from quire.reference.control.params import SamplingParams
 from quire.reference.control.request import Event
 from quire.reference.control.sequence import Sequence
 from quire.reference.structured.compiler import short
@@ -94,19 +93,19 @@ class Matchers:
         allowed[:known] = np.unpackbits(bits, count=known, bitorder="little")  # 150,000 tokens: 15 µs
         allowed[self._eos] = False
         complete = matcher.is_accepting()
-        output = seq.tokens[seq.prompt_len :]
         ends = self._in_vocab(seq.stop_ids)
-        if len(output) < params.min_tokens:
+        if len(seq.tokens) - seq.prompt_len < params.min_tokens:
             allowed[ends] = False
         elif complete:
             allowed[ends] = True
-        self._restrict(allowed, params, output)
+        self._restrict(allowed, seq)
         if allowed.any():
             return allowed
         return NoToken(None if complete else "the grammar and the other parameters together leave no token")
 
-    def _restrict(self, allowed: Mask, params: SamplingParams, output: list[int]) -> None:
+    def _restrict(self, allowed: Mask, seq: Sequence) -> None:
         """Apply the masks that the sampler would skip where they leave nothing."""
+        params = seq.params
         if params.allowed_token_ids is not None:
             chosen = np.zeros(self.vocab_size, bool)
             chosen[self._in_vocab(params.allowed_token_ids)] = True
@@ -115,7 +114,7 @@ class Matchers:
             from quire.reference.sampling.processors import banned_by_bad_words
 
             words = tuple(tuple(word) for word in params.bad_words_token_ids)
-            allowed[banned_by_bad_words(words, np.array(output, np.int64))] = False
+            allowed[banned_by_bad_words(words, np.array(seq.tokens[seq.prompt_len :], np.int64))] = False
 
     def _matcher(self, request_id: str, index: int) -> LLMatcher:
         matchers = self._matchers[request_id]
