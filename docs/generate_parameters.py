@@ -43,8 +43,9 @@ says nothing about `max_tokens`, it takes 256). A `SamplingParams` that you make
 
 To the logits of one position:
 
-1. `allowed_token_ids`, then `bad_words`, then `min_tokens` (which bans the tokens that would end the text). Each of
-   these masks is skipped at a position where it would leave no token at all.
+1. `structured_outputs`, then `allowed_token_ids`, `bad_words` and `min_tokens` (which bans the tokens that would end
+   the text). Each of the last three is skipped at a position where it would leave no token at all; with structured
+   outputs none is skipped, and the sequence ends there ([structured.md](structured.md)).
 2. `logit_bias` is added.
 3. `repetition_penalty`, then `frequency_penalty` and `presence_penalty`.
 4. `temperature` divides. At 0 the highest score wins and nothing below applies.
