@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections import OrderedDict
@@ -86,7 +87,11 @@ class StructuredValidator:
         status = worker.wait()
         if late:
             return f"takes longer than {self.time_limit:g} s to compile", "Simplify it"
-        return f"compiling it failed (status {status}) within {self.memory_limit >> 20} MiB of memory", "Simplify it"
+        memory = f"{self.memory_limit >> 20} MiB of memory"
+        return (
+            f"the compiler gave up (status {status}): {memory} do not suffice, or it is nested too deeply",
+            "Simplify it",
+        )
 
     def _start(self) -> subprocess.Popen[str]:
         if self._setup is None:
@@ -97,6 +102,7 @@ class StructuredValidator:
         worker = subprocess.Popen(
             [sys.executable, "-c", code],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8",
+            env=os.environ | {"MALLOC_ARENA_MAX": "1"},  # else a thread reserves memory that the limit would not count
         )  # fmt: skip
         answer, _ = exchange(worker, self._setup, STARTING)
         if answer.strip() != "null":

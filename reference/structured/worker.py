@@ -9,15 +9,26 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import threading
 from typing import Any
 
 from quire.reference.control.errors import RequestError
 from quire.reference.control.structured import StructuredOutputsParams
 from quire.reference.structured.compiler import build_tokenizer, compile_grammar
 
+STACK = 2 << 20  # bytes, a quarter of what the engine's threads have: what is too deeply nested crashes here, not there
+
 
 def main() -> None:
+    """Serve in a thread, since a thread's stack has the size that one asks for."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the parent
+    threading.stack_size(STACK)
+    thread = threading.Thread(target=serve)
+    thread.start()
+    thread.join()
+
+
+def serve() -> None:
     setup = json.loads(sys.stdin.readline())
     try:
         tokenizer = build_tokenizer(setup["tokenizer"], setup["eos"])

@@ -14,6 +14,7 @@ from tests.toys import byte_tokenizer
 GOOD = Form(json={"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]})
 SLOW = Form(json={"type": "integer", "multipleOf": 9999991})  # an automaton with a state for each remainder
 LARGE = Form(json={"type": "integer", "multipleOf": 99991})
+ROUND = {"$defs": {f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(3000)} | {"d3000": {}}, "$ref": "#/$defs/d0"}
 
 # what is given: (the form, a part of the message)
 BAD = {
@@ -38,6 +39,7 @@ BAD = {
     ),
     "too many ways": (Form(regex="(a?){2000}a{2000}"), "too many expressions"),
     "deep nesting": (Form(json='{"items":' * 200 + "{}" + "}" * 200), "recursion limit"),
+    "a long way round": (Form(json=ROUND), "nested too deeply"),
     "a grammar without a rule": (Form(grammar="nonsense"), "structured_outputs.grammar"),
     "an unknown rule": (Form(grammar="start: nobody"), "nobody"),
     "a grammar that never ends": (Form(grammar='start: "a" start'), "Too many items"),
