@@ -6,6 +6,7 @@ or an ``ApiError`` and never build a response for one.
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import Any
 
 from fastapi import Request
@@ -83,12 +84,16 @@ PARAMS = {"prompt_token_ids": "prompt", "params": None}
 
 def validation_error(errors: Any) -> ApiError:
     """pydantic's findings as one error that names the first culprit by its path in the body."""
-    first = errors[0]
-    where = [str(part) for part in first["loc"] if part != "body"]
-    param = ".".join(where) or None
-    cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, QuireError):
-        return to_api_error(cause)
+    causes = [e for e in errors if isinstance(e.get("ctx", {}).get("error"), QuireError)]
+    first = (
+        causes[0] if causes else max(errors, key=lambda e: len(e["loc"]))
+    )  # of a field's types, the one that was meant
+    where = list(takewhile(is_field, first["loc"][1:]))
+    param = ".".join(map(str, where)) or None
+    if causes:
+        error = to_api_error(first["ctx"]["error"])
+        error.param = ".".join(map(str, [*where, error.param]))
+        return error
     match first["type"]:
         case "json_invalid":
             return ApiError(400, f"the body is not valid JSON: {first['ctx']['error']}", code="invalid_json")
@@ -120,3 +125,11 @@ def respond(error: Exception) -> JSONResponse:
 async def error_response(request: Request, error: Exception) -> JSONResponse:
     """FastAPI's handler for every exception that leaves a route."""
     return respond(error)
+
+
+def is_field(part: str | int) -> bool:
+    """Whether a step of pydantic's path is a field or an index, and not one of the types that a field may have."""
+    return isinstance(part, int) or (part.replace("_", "").isalnum() and part.islower() and part not in TYPE_NAMES)
+
+
+TYPE_NAMES = ("str", "int", "float", "bool", "dict", "list")

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import PurePath
+from functools import cached_property
+from pathlib import Path, PurePath
 
 from fastapi import Request
 
+from quire.reference.control.errors import ConfigError
 from quire.reference.control.params import BeamSearchParams, SamplingParams
+from quire.reference.structured.validator import StructuredValidator
 from quire.reference.tokenizer import bad_words_token_ids
 from quire.server.client import EngineClient, Generation
 from quire.server.config import ServerConfig
 from quire.server.context import current
 from quire.server.errors import ApiError
 from quire.server.metrics import Metrics
+from quire.server.parsers import Parser
+from quire.server.parsers.registry import ToolFormat, reasoning_parser, tool_format
 
 Params = SamplingParams | BeamSearchParams
 
@@ -67,7 +73,12 @@ class ServerState:
         priority: int = 0,
         cache_salt: str | None = None,
     ) -> Generation:
-        """``EngineClient.add`` for the HTTP request at hand: traceable by its id, within the server's time limit."""
+        """``EngineClient.add`` for the HTTP request at hand: traceable by its id, within the server's time limit.
+
+        Grammars are checked first, in a process of their own.
+        """
+        if isinstance(params, SamplingParams) and params.structured_outputs is not None:
+            await self.grammars.check(params.structured_outputs)
         record = current.get()
         generation = await self.engine.add(
             prompt_token_ids,
@@ -94,3 +105,34 @@ class ServerState:
     def token_text(self, token_id: int) -> str:
         """What one token alone decodes to, special tokens included."""
         return str(self.engine.assets.get_tokenizer().decode([token_id]))
+
+    @cached_property
+    def chat_template(self) -> str:
+        """The chat template's source: the one given at the start, else the tokenizer's; empty if there is none."""
+        given = self.config.chat_template
+        if given is None:
+            own = getattr(self.engine.assets.tokenizer, "chat_template", None)
+            return own.get("default", "") if isinstance(own, dict) else own or ""
+        if "{" in given or "\n" in given:
+            return given
+        try:
+            return Path(given).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                "chat_template", given, f"cannot be read ({error})", "Name a file, or give the template"
+            ) from None
+
+    @cached_property
+    def tool_format(self) -> ToolFormat | None:
+        """How the model writes tool calls; None if nobody knows."""
+        return tool_format(self.config.tool_call_parser, self.chat_template)
+
+    @cached_property
+    def reasoning(self) -> Callable[[Parser], Parser] | None:
+        """What tells reasoning from the answer; None if the model does not reason."""
+        return reasoning_parser(self.config.reasoning_parser, self.chat_template)
+
+    @cached_property
+    def grammars(self) -> StructuredValidator:
+        """What says whether a schema, a regex or a grammar is usable, whatever it may cost to find out."""
+        return StructuredValidator(self.engine.assets.get_tokenizer)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
+from quire.reference.outputs import RequestOutput
 from quire.server.protocol.base import RequestModel, accepted
 
 
@@ -66,3 +67,11 @@ def documented(model: type[BaseModel], description: str) -> dict[int | str, dict
         "4XX": {"model": ErrorBody, "description": "the request cannot be served; the error object says why"},
         "5XX": {"model": ErrorBody, "description": "the server cannot serve now"},
     }
+
+
+def prompt_logprobs_json(output: RequestOutput) -> list[dict[str, Any] | None]:
+    """vLLM's form: per position token id -> log-probability, rank and text; None for the first token."""
+    return [
+        None if entry is None else {str(token): logprob._asdict() for token, logprob in entry.items()}
+        for entry in output.prompt_logprobs or []
+    ]

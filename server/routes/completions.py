@@ -16,7 +16,7 @@ from quire.reference.control.params import BeamSearchParams, SamplingParams
 from quire.reference.outputs import CompletionOutput, Logprob, RequestOutput
 from quire.server.client import Generation
 from quire.server.prompts import completion_prompts
-from quire.server.protocol.common import documented, usage
+from quire.server.protocol.common import documented, prompt_logprobs_json, usage
 from quire.server.protocol.completion import Completion, CompletionRequest
 from quire.server.state import ServerState
 from quire.server.stream import EventStream, answer, event, merged_outputs
@@ -228,11 +228,3 @@ class Call:
             "top_logprobs": likeliest if top else None,
             "text_offset": offsets,
         }
-
-
-def prompt_logprobs_json(output: RequestOutput) -> list[dict[str, Any] | None]:
-    """vLLM's form: per position token id -> log-probability, rank and text; None for the first token."""
-    return [
-        None if entry is None else {str(token): logprob._asdict() for token, logprob in entry.items()}
-        for entry in output.prompt_logprobs or []
-    ]

@@ -37,7 +37,7 @@ def in_pieces(parser: Parser, pieces: list[str]) -> Parsed:
         ("hermes", HERMES, "", [ADD]),
         ("hermes", f"Let me see.\n{HERMES}\n{HERMES}\n", "Let me see.", [ADD, ADD]),
         ("hermes", f"{HERMES} Done.", "Done.", [ADD]),
-        ("hermes", '<tool_call>{"arguments": {"a": [{}]}, "name": "f"}</tool_call>', "", [ToolCall("f", '{"a": [{}]}')]),
+        ("hermes", '<tool_call>{"arguments": {"a": [1]}, "name": "f"}</tool_call>', "", [ToolCall("f", '{"a": [1]}')]),
         ("hermes", '<tool_call>{"name": "f"}</tool_call>', "", [ToolCall("f", "{}")]),
         ("hermes", '<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call>', "",
          [ToolCall("f", '{"a": 1}')]),
