@@ -8,7 +8,7 @@ The lines of a file, each an object with a ``type``::
 
     header    v (schema version), created, block_size, num_blocks, redacted, and whatever the engine's owner adds
     request   t, request_id, prompt_len, params, seed, and token_ids unless redacted
-    end       t, request_id, index, reason: a sequence that was ended from outside (an abort, a stop string)
+    end       t, request_id, index, reason: a sequence that was ended from outside (an abort, a stop string, a grammar)
     step      t, phases {name: [begin, duration]}, plan, owners {seq_id: request_id}, result, events, tables, stats
 
 All times are seconds since the recorder was made. ``tables`` holds, after the plan's changes and before its forward

@@ -6,9 +6,10 @@ import json
 
 import pytest
 
-from quire import SamplingParams
+from quire import SamplingParams, StructuredOutputsParams
 from quire.reference import trace
 from tests.reference.ghost import GhostRunner, ghost_engine, run
+from tests.toys import byte_tokenizer
 
 
 def recorded(folder, *, redact=False, ahead=False, close=True, **config):
@@ -68,6 +69,21 @@ def test_redacted_traces_hold_counts_and_no_tokens(tmp_path):
     assert read.requests[0]["prompt_len"] == 6 and read.requests[0]["params"]["stop_token_ids"] == 1
     assert read.steps[0]["plan"]["starts"][0]["token_ids"] == 6
     assert all(isinstance(n, int) for s in read.steps for n in s["result"]["tokens"])
+
+
+@pytest.mark.parametrize("redact", [False, True])
+def test_structured_outputs_leave_the_time_of_their_masks_and_their_end(tmp_path, redact):
+    recorder = trace.Recorder(tmp_path, block_size=4, num_blocks=65, redact=redact)
+    engine = ghost_engine(GhostRunner(384), recorder=recorder, tokenizer=byte_tokenizer())
+    form = StructuredOutputsParams(regex="ab")
+    engine.add_request([9, 8], SamplingParams(structured_outputs=form, ignore_eos=True))
+    run(engine)
+    engine.close()
+    read = trace.read_trace(recorder.path)
+    asked = read.requests[0]["params"]["structured_outputs"]
+    assert asked == "regex" if redact else asked["regex"] == "ab"
+    assert "mask" in read.steps[0]["phases"]
+    assert [(end["request_id"], end["reason"]) for end in read.ends] == [("req-0", "error")]  # ghosts know no masks
 
 
 def test_a_trace_whose_writer_died_is_readable(tmp_path):
