@@ -10,7 +10,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import get_args
 
-from quire import BeamSearchParams, EngineConfig, SamplingParams, StructuredOutputsParams
+from quire import BeamSearchParams, EngineConfig, PoolingParams, SamplingParams, StructuredOutputsParams
 from quire.cli.flags import docstring_lines
 from quire.reference import config
 
@@ -72,6 +72,13 @@ To the token that was chosen:
 {BeamSearchParams}
 
 A hypothesis scores its cumulative log-probability / length ** `length_penalty`, of the model's raw logits.
+
+## `PoolingParams`: for `LLM.embed`
+
+{PoolingParams}
+
+The hidden states are those after the model's final norm (transformers' `last_hidden_state`). "mean" computes every
+position of its prompt, "last" may take all but one from the prefix cache.
 """
 
 
@@ -94,7 +101,7 @@ def page() -> str:
     return TEXT.format(
         **{
             cls.__name__: table(cls)
-            for cls in (EngineConfig, SamplingParams, StructuredOutputsParams, BeamSearchParams)
+            for cls in (EngineConfig, SamplingParams, StructuredOutputsParams, BeamSearchParams, PoolingParams)
         }
     )
 

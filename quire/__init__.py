@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from quire.llm import LLM
     from quire.reference.config import EngineConfig
     from quire.reference.control.errors import CheckpointError, ConfigError, QuireError, RequestError
-    from quire.reference.control.params import BeamSearchParams, SamplingParams
+    from quire.reference.control.params import BeamSearchParams, PoolingParams, SamplingParams
     from quire.reference.control.structured import StructuredOutputsParams
-    from quire.reference.outputs import CompletionOutput, RequestOutput
+    from quire.reference.outputs import CompletionOutput, EmbeddingRequestOutput, RequestOutput
 
 __version__ = "0.1.0"
 
@@ -31,7 +31,9 @@ __all__ = [
     "CheckpointError",
     "CompletionOutput",
     "ConfigError",
+    "EmbeddingRequestOutput",
     "EngineConfig",
+    "PoolingParams",
     "QuireError",
     "RequestError",
     "RequestOutput",
@@ -48,9 +50,11 @@ _HOME = {
     "QuireError": "quire.reference.control.errors",
     "RequestError": "quire.reference.control.errors",
     "BeamSearchParams": "quire.reference.control.params",
+    "PoolingParams": "quire.reference.control.params",
     "SamplingParams": "quire.reference.control.params",
     "StructuredOutputsParams": "quire.reference.control.structured",
     "CompletionOutput": "quire.reference.outputs",
+    "EmbeddingRequestOutput": "quire.reference.outputs",
     "RequestOutput": "quire.reference.outputs",
 }
 

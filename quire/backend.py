@@ -111,6 +111,7 @@ def build_engine(
         name=config.model,
         vocab_size=model.config.vocab_size,
         max_model_len=model.max_model_len,
+        embedding_size=model.config.embed_size,
         eos_token_ids=eos_token_ids,
     )
     recorder = None

@@ -1,8 +1,8 @@
 """``LLM``: the engine in a Python program. Prompts in, completions out.
 
 It owns a tokenizer, an engine and the processor that turns the engine's events into text. All of its ways of asking
-(``generate``, ``chat``, ``stream``, ``beam_search``) prepare requests, check every one of them before any is admitted,
-and then take turns at one loop: step the engine, put each output into the box of the call it belongs to.
+(``generate``, ``chat``, ``stream``, ``beam_search``, ``embed``) prepare requests, check every one of them before any is
+admitted, and then take turns at one loop: step the engine, put each output into the box of the call it belongs to.
 """
 
 from __future__ import annotations
@@ -14,18 +14,25 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from quire import backend
 from quire.assets import load_assets
 from quire.interrupts import interrupts_wait
-from quire.prompts import Message, Params, Prepared, Prompt, as_list, located, per_prompt, prepare
+from quire.prompts import Message, Prepared, Prompt, as_list, located, per_prompt, prepare
 from quire.reference.config import EngineConfig
 from quire.reference.control.errors import RequestError
-from quire.reference.control.params import BeamSearchParams, SamplingParams
+from quire.reference.control.params import BeamSearchParams, PoolingParams, RequestParams, SamplingParams
 from quire.reference.control.request import Event, SchedulerStats
 from quire.reference.output_processor import OutputProcessor
-from quire.reference.outputs import BeamSearchOutput, BeamSearchSequence, RequestOutput
+from quire.reference.outputs import (
+    BeamSearchOutput,
+    BeamSearchSequence,
+    EmbeddingOutput,
+    EmbeddingRequestOutput,
+    RequestOutput,
+)
 from quire.reference.tokenizer import bad_words_token_ids, encode, render_chat
 
 
@@ -138,6 +145,21 @@ class LLM:
         outputs = self._run_to_end(requests, use_tqdm)
         return [self._beams(output, params) for output in outputs]
 
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        priority: int | Sequence[int] | None = None,
+    ) -> list[EmbeddingRequestOutput]:
+        """A vector for each prompt, in ``output.outputs.embedding``; a prompt may fill the whole context.
+
+        pooling_params  for all of them, or one per prompt; None = ``PoolingParams()``. The rest is as in ``generate``.
+        """
+        requests = self._prepare(as_list(prompts), pooling_params, priority, pooling=True)
+        return [_embedding(output) for output in self._run_to_end(requests, use_tqdm)]
+
     def render_chat(self, messages: Sequence[Message], **template_args: Any) -> dict[str, Any]:
         """A conversation as a prompt for ``generate`` or ``stream``: its text and its token ids.
 
@@ -181,14 +203,21 @@ class LLM:
 
     # --- preparing ----------------------------------------------------------------------------------------------------
 
-    def _prepare(self, prompts: Sequence[Prompt], params: Any, priority: Any) -> list[Prepared]:
+    def _prepare(
+        self, prompts: Sequence[Prompt], params: Any, priority: Any, *, pooling: bool = False
+    ) -> list[Prepared]:
         """Every prompt with its parameters, checked as far as possible without admitting any."""
-        all_params = per_prompt("sampling_params", params, len(prompts), lambda: self.get_default_sampling_params())
+        name = "pooling_params" if pooling else "sampling_params"
+        default = PoolingParams if pooling else self.get_default_sampling_params
+        all_params = per_prompt(name, params, len(prompts), default)
         priorities = per_prompt("priority", priority, len(prompts), lambda: 0)
-        resolved: dict[int, Params] = {}  # parameters shared by many prompts are worked on once
+        resolved: dict[int, RequestParams] = {}  # parameters shared by many prompts are worked on once
         requests = []
         for i, (prompt, own) in enumerate(zip(prompts, all_params)):
             try:
+                if isinstance(own, PoolingParams) != pooling:
+                    kind = "PoolingParams" if pooling else "SamplingParams"
+                    raise RequestError(name, own, f"not a {kind}", f"Give a {kind}")
                 if id(own) not in resolved:
                     resolved[id(own)] = self._resolve_bad_words(own)
                 request = prepare(prompt, resolved[id(own)], priorities[i], self.get_tokenizer)
@@ -216,6 +245,8 @@ class LLM:
             for output in running:
                 outputs[output.prompt_index] = output
                 tokens += sum(len(c.token_ids) for c in output.outputs)
+                if output.embedding is not None:
+                    tokens += len(output.prompt_token_ids)
                 bar.update()
                 bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.0f} tok/s", refresh=False)
         return [output for output in outputs if output is not None]
@@ -294,3 +325,15 @@ class LLM:
                 for c in output.outputs
             ]
         )
+
+
+def _embedding(output: RequestOutput) -> EmbeddingRequestOutput:
+    """The output of a request with pooling parameters in vLLM's form."""
+    assert output.embedding is not None
+    return EmbeddingRequestOutput(
+        request_id=output.request_id,
+        prompt=output.prompt,
+        prompt_token_ids=output.prompt_token_ids,
+        outputs=EmbeddingOutput(np.frombuffer(output.embedding, "<f4").tolist()),
+        num_cached_tokens=output.num_cached_tokens,
+    )

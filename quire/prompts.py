@@ -11,11 +11,10 @@ from numbers import Integral
 from typing import Any, TypeAlias
 
 from quire.reference.control.errors import RequestError
-from quire.reference.control.params import BeamSearchParams, SamplingParams
+from quire.reference.control.params import RequestParams
 from quire.reference.tokenizer import encode
 
 Prompt: TypeAlias = "str | Sequence[int] | Mapping[str, Any]"
-Params: TypeAlias = "SamplingParams | BeamSearchParams"
 Message: TypeAlias = "dict[str, Any]"
 
 KEYS = ("prompt", "prompt_token_ids", "cache_salt")
@@ -27,12 +26,12 @@ class Prepared:
 
     prompt: str | None
     token_ids: list[int]
-    params: Params
+    params: RequestParams
     priority: int
     cache_salt: str | None
 
 
-def prepare(prompt: Any, params: Params, priority: Any, tokenizer: Callable[[], Any]) -> Prepared:
+def prepare(prompt: Any, params: RequestParams, priority: Any, tokenizer: Callable[[], Any]) -> Prepared:
     """Bring a prompt of any form into the one form; text is tokenized, which is when ``tokenizer`` is called for."""
     if isinstance(priority, bool) or not isinstance(priority, Integral):
         raise RequestError("priority", priority, "not an integer", "Give an integer; lower runs first")

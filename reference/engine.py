@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from quire.reference.config import EngineConfig
 from quire.reference.control.errors import RequestError
-from quire.reference.control.params import BeamSearchParams, SamplingParams
+from quire.reference.control.params import BeamSearchParams, PoolingParams, RequestParams, SamplingParams
 from quire.reference.control.philox import derive_seed
 from quire.reference.control.plan import Pending, StepPlan
 from quire.reference.control.request import Event, FinishReason, Request, SchedulerStats
@@ -46,11 +46,12 @@ class EngineError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What the engine must know of a model to check and run requests."""
+    """What the engine must know of a model to check and run requests. ``embedding_size``: numbers in its embeddings."""
 
     name: str
     vocab_size: int
     max_model_len: int
+    embedding_size: int
     eos_token_ids: tuple[int, ...] = ()
 
 
@@ -93,9 +94,7 @@ class Engine:
         self._tokens_planned = 0
         self._failure: EngineError | None = None
 
-    def check(
-        self, prompt_token_ids: Sequence[int], params: SamplingParams | BeamSearchParams, priority: int = 0
-    ) -> None:
+    def check(self, prompt_token_ids: Sequence[int], params: RequestParams, priority: int = 0) -> None:
         """Raise ``RequestError`` if this model and this engine could never run the request. Changes nothing.
 
         A grammar is compiled here, and kept, if it is new.
@@ -104,9 +103,7 @@ class Engine:
         if isinstance(params, SamplingParams) and params.structured_outputs is not None:
             self._structured.compiler.compile(params.structured_outputs)
 
-    def _check(
-        self, prompt_token_ids: Sequence[int], params: SamplingParams | BeamSearchParams, priority: int = 0
-    ) -> None:
+    def _check(self, prompt_token_ids: Sequence[int], params: RequestParams, priority: int = 0) -> None:
         """What can be checked at once."""
         _check_prompt(prompt_token_ids, self.model)
         _check_params(params, self.model)
@@ -126,7 +123,7 @@ class Engine:
     def add_request(
         self,
         prompt_token_ids: Sequence[int],
-        params: SamplingParams | BeamSearchParams,
+        params: RequestParams,
         *,
         request_id: str | None = None,
         priority: int = 0,
@@ -346,7 +343,14 @@ def _check_prompt(token_ids: Sequence[int], model: ModelFacts) -> None:
             )  # fmt: skip
 
 
-def _check_params(params: SamplingParams | BeamSearchParams, model: ModelFacts) -> None:
+def _check_params(params: RequestParams, model: ModelFacts) -> None:
+    if isinstance(params, PoolingParams):
+        if (params.dimensions or 1) > model.embedding_size:
+            raise RequestError(
+                "dimensions", params.dimensions, f"this model's embeddings have {model.embedding_size} numbers",
+                f"Give at most {model.embedding_size}",
+            )  # fmt: skip
+        return
     token_ids: dict[str, Sequence[int]] = {}
     if isinstance(params, SamplingParams):
         token_ids = {

@@ -14,7 +14,7 @@ from typing import Any
 
 from quire.reference.control import plan
 from quire.reference.control.errors import CheckpointError
-from quire.reference.control.params import BeamSearchParams, SamplingParams
+from quire.reference.control.params import BeamSearchParams, PoolingParams, RequestParams, SamplingParams
 from quire.reference.control.request import Event
 from quire.reference.detokenizer import CompletionText, Detokenizer, token_decoder
 from quire.reference.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, logprob_dict
@@ -41,12 +41,13 @@ class _RequestState:
     request_id: str
     prompt: str | None
     prompt_token_ids: list[int]
-    params: SamplingParams | BeamSearchParams
+    params: RequestParams
     stream: bool
     prompt_index: int
     metrics: RequestMetrics
     completions: list[_Completion]
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+    embedding: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -82,7 +83,7 @@ class OutputProcessor:
         self,
         request_id: str,
         prompt_token_ids: list[int],
-        params: SamplingParams | BeamSearchParams,
+        params: RequestParams,
         *,
         prompt: str | None = None,
         stream: bool = False,
@@ -92,7 +93,11 @@ class OutputProcessor:
 
         What is returned goes on to tell how far the request has got.
         """
-        n = 0 if isinstance(params, BeamSearchParams) else params.num_sequences
+        completions = []  # of a beam search they come at the end, of a pooled prompt never
+        if isinstance(params, SamplingParams):
+            completions = [
+                _Completion(i, self._new_text(prompt_token_ids, params)) for i in range(params.num_sequences)
+            ]
         metrics = RequestMetrics(time.monotonic(), len(prompt_token_ids))
         self._states[request_id] = _RequestState(
             request_id=request_id,
@@ -102,7 +107,7 @@ class OutputProcessor:
             stream=stream,
             prompt_index=prompt_index,
             metrics=metrics,
-            completions=[_Completion(i, self._new_text(prompt_token_ids, params)) for i in range(n)],
+            completions=completions,
         )
         return metrics
 
@@ -131,6 +136,10 @@ class OutputProcessor:
             if event.beams is not None:
                 self._take_beams(state, event, now)
                 touched[event.request_id] = set(range(len(state.completions)))
+            elif isinstance(state.params, PoolingParams):
+                state.embedding, metrics.finish_reasons = event.embedding, [event.finish_reason or "stop"]
+                metrics.first_token_time = metrics.last_token_time = now
+                touched[event.request_id] = set()
             else:
                 self._take(state, event, now, done)
                 touched.setdefault(event.request_id, set()).add(event.index)
@@ -142,7 +151,7 @@ class OutputProcessor:
             finished = all(c.finish_reason is not None for c in state.completions)
             if finished:
                 state.metrics.finished_time = now
-                state.metrics.finish_reasons = [c.finish_reason for c in state.completions if c.finish_reason]
+                state.metrics.finish_reasons += [c.finish_reason for c in state.completions if c.finish_reason]
                 done.ended.append(state.metrics)
                 del self._states[request_id]
             if state.stream:
@@ -214,6 +223,7 @@ class OutputProcessor:
 
     def _take_beams(self, state: _RequestState, event: Event, now: float) -> None:
         """The single, last event of a beam search: every hypothesis becomes a completion, best first."""
+        assert isinstance(state.params, BeamSearchParams)
         state.metrics.first_token_time = state.metrics.last_token_time = now
         for i, beam in enumerate(event.beams or ()):
             text = self._new_text(state.prompt_token_ids, state.params)
@@ -279,4 +289,5 @@ class OutputProcessor:
             metrics=state.metrics,
             num_cached_tokens=state.metrics.num_cached_tokens,
             prompt_index=state.prompt_index,
+            embedding=state.embedding,
         )

@@ -83,7 +83,8 @@ class CompletionOutput:
 class RequestOutput:
     """One prompt with its completions. ``prompt_index`` is its place among the prompts of the call it came from.
 
-    prompt is None where token ids were given; ``num_cached_tokens`` prompt tokens came from the prefix cache.
+    prompt is None where token ids were given; ``num_cached_tokens`` prompt tokens came from the prefix cache. A request
+    with pooling parameters has no completions, but an ``embedding``: float32 numbers, little-endian.
     """
 
     request_id: str
@@ -95,6 +96,7 @@ class RequestOutput:
     metrics: RequestMetrics
     num_cached_tokens: int = 0
     prompt_index: int = 0
+    embedding: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -114,3 +116,22 @@ class BeamSearchOutput:
     """The hypotheses of one prompt, best first."""
 
     sequences: list[BeamSearchSequence]
+
+
+@dataclass(slots=True)
+class EmbeddingOutput:
+    """A prompt's embedding; each number is a float32."""
+
+    embedding: list[float]
+
+
+@dataclass(slots=True)
+class EmbeddingRequestOutput:
+    """One prompt with its embedding, with vLLM's names."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: EmbeddingOutput
+    num_cached_tokens: int = 0
+    finished: bool = True

@@ -21,9 +21,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from quire.reference.control.params import PoolingParams
 from quire.reference.control.plan import Fork, Logprobs, NewSeq, StepPlan, StepResult, Swap
 from quire.reference.models import Model
 from quire.reference.ops.cache import AttnMeta, copy_blocks
+from quire.reference.pooling import PooledRow
 from quire.reference.sampling import SamplerState, sample, top_logprobs
 
 Ints = npt.NDArray[np.int64]
@@ -81,6 +83,7 @@ class ModelRunner:
         self.block_table = np.zeros((max_num_seqs, -(-(max_model_len + 1) // block_size)), np.int64)
         self.num_row_blocks = np.zeros(max_num_seqs, np.int64)
         self.sampler = SamplerState(max_num_seqs, model.config.vocab_size)
+        self.pooled: dict[int, PooledRow] = {}  # by row; these do not sample, the sampler knows nothing of them
         self.caches: Caches = []
         self.host_caches: Caches = []
         self._launched: Launched | None = None
@@ -149,6 +152,7 @@ class ModelRunner:
         """Everything before the forward pass, in the documented order."""
         for row in plan.ends:
             self.num_row_blocks[row] = 0
+            self.pooled.pop(row, None)
         for new in plan.starts:
             self._start(new)
         for fork in plan.forks:
@@ -173,6 +177,9 @@ class ModelRunner:
         self.tokens[new.row, : len(new.token_ids)] = new.token_ids
         self.row_len[new.row] = len(new.token_ids)
         self.num_row_blocks[new.row] = 0
+        if isinstance(new.params, PoolingParams):
+            self.pooled[new.row] = PooledRow(new.params)
+            return
         self.sampler.start(
             new.row,
             new.params,
@@ -208,7 +215,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def sample(self, masks: Mapping[int, Any] | None = None) -> Done:
-        """Choose the tokens of the forward pass that was launched last, and append them to their rows.
+        """Choose the tokens of the forward pass that was launched last, and append them to their rows; pool embeddings.
 
         masks: index in plan.seqs -> bool [V] (NumPy or torch), True = allowed; for positions that are sampled.
         """
@@ -222,9 +229,21 @@ class ModelRunner:
         if which:
             self._sample(launched, which, masks or {}, result)
         for i in np.flatnonzero(self.sampler.prompt_logprobs[rows] >= 0).tolist():
-            if launched.start[i] + 1 < self.sampler.prompt_len[rows[i]]:
+            if rows[i] not in self.pooled and launched.start[i] + 1 < self.sampler.prompt_len[rows[i]]:
                 result.prompt_logprobs[i] = self._prompt_logprobs(launched, i)
+        if self.pooled:
+            self._pool(launched, result)
         return Done(result)
+
+    def _pool(self, launched: Launched, result: StepResult) -> None:
+        """Take in the hidden states of the rows that pool, and report the embeddings that are due."""
+        for i, s in enumerate(launched.plan.seqs):
+            if s.row in self.pooled:
+                assert launched.hidden is not None
+                pooled = self.pooled[s.row]
+                pooled.add(launched.hidden[launched.cu_q[i] : launched.cu_q[i + 1]])
+                if s.pools:
+                    result.pooled[i] = pooled.embedding().cpu().numpy().astype("<f4").tobytes()
 
     def _sample(self, launched: Launched, which: list[int], masks: Mapping[int, Any], result: StepResult) -> None:
         assert launched.hidden is not None

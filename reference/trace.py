@@ -197,6 +197,8 @@ def _event(event: Event, redact: bool) -> dict[str, Any]:
     line: dict[str, Any] = {"request_id": event.request_id, "index": event.index, "n": len(event.token_ids)}
     if not redact:
         line["token_ids"] = event.token_ids
+    if event.embedding is not None:
+        line["embedding_size"] = len(event.embedding) // 4
     return line | {"finish_reason": event.finish_reason, "num_cached_tokens": event.num_cached_tokens}
 
 

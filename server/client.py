@@ -20,7 +20,7 @@ import zmq
 import zmq.utils.monitor
 
 from quire.assets import Assets
-from quire.reference.control.params import BeamSearchParams, SamplingParams
+from quire.reference.control.params import BeamSearchParams, PoolingParams, RequestParams, SamplingParams
 from quire.reference.control.request import Event, SchedulerStats
 from quire.reference.engine import ModelFacts
 from quire.reference.output_processor import OutputProcessor, Processed
@@ -201,7 +201,7 @@ class EngineClient:
     async def add(
         self,
         prompt_token_ids: list[int],
-        params: SamplingParams | BeamSearchParams,
+        params: RequestParams,
         *,
         request_id: str | None = None,
         prompt: str | None = None,
@@ -235,6 +235,7 @@ class EngineClient:
                 prompt_token_ids,
                 sampling=params if isinstance(params, SamplingParams) else None,
                 beam=params if isinstance(params, BeamSearchParams) else None,
+                pooling=params if isinstance(params, PoolingParams) else None,
                 priority=priority,
                 cache_salt=cache_salt,
             )

@@ -109,10 +109,10 @@ class EngineLoop:
     def _add(self, identity: bytes, message: messages.Add) -> None:
         if message.engine_id != self.engine_id or identity not in self._peers:
             return  # meant for a predecessor; its API process has already ended the request with an error
-        params = message.sampling or message.beam
+        params = message.sampling or message.beam or message.pooling
         try:
             if params is None:
-                raise RequestError("params", None, "none were sent", "Send sampling or beam search parameters")
+                raise RequestError("params", None, "none were sent", "Send parameters of one kind")
             self.engine.add_request(
                 message.prompt_token_ids,
                 params,

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from quire.reference.control.errors import RequestError
-from quire.reference.control.params import BeamSearchParams, SamplingParams
+from quire.reference.control.params import BeamSearchParams, PoolingParams, SamplingParams
 from quire.reference.control.request import Event, SchedulerStats
 from quire.reference.engine import ModelFacts
 
@@ -31,6 +31,7 @@ class Add(msgspec.Struct, array_like=True, tag="add"):
     prompt_token_ids: list[int]
     sampling: SamplingParams | None = None
     beam: BeamSearchParams | None = None
+    pooling: PoolingParams | None = None
     priority: int = 0
     cache_salt: str | None = None
 

@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from fastapi import Request
 
 from quire.reference.control.errors import ConfigError
-from quire.reference.control.params import BeamSearchParams, SamplingParams
+from quire.reference.control.params import BeamSearchParams, RequestParams, SamplingParams
 from quire.reference.structured.validator import StructuredValidator
 from quire.reference.tokenizer import bad_words_token_ids
 from quire.server.client import EngineClient, Generation
@@ -21,8 +21,6 @@ from quire.server.errors import ApiError
 from quire.server.metrics import Metrics
 from quire.server.parsers import Parser
 from quire.server.parsers.registry import ToolFormat, reasoning_parser, tool_format
-
-Params = SamplingParams | BeamSearchParams
 
 
 @dataclass
@@ -66,7 +64,7 @@ class ServerState:
     async def add(
         self,
         prompt_token_ids: list[int],
-        params: Params,
+        params: RequestParams,
         *,
         prompt: str | None = None,
         stream: bool = False,
@@ -95,7 +93,7 @@ class ServerState:
             record.prompts.append(generation.metrics)
         return generation
 
-    def with_bad_words(self, params: Params) -> Params:
+    def with_bad_words(self, params: SamplingParams | BeamSearchParams) -> SamplingParams | BeamSearchParams:
         """The parameters with ``bad_words`` spelled as token ids, which is all that the engine knows."""
         if not isinstance(params, SamplingParams) or not params.bad_words:
             return params

@@ -10,16 +10,19 @@ from collections.abc import Container
 
 from quire.reference.control.config import SchedulerConfig
 from quire.reference.control.errors import RequestError
-from quire.reference.control.params import MAX_LOGPROBS, BeamSearchParams, SamplingParams
+from quire.reference.control.params import MAX_LOGPROBS, BeamSearchParams, PoolingParams, RequestParams, SamplingParams
 from quire.reference.control.request import Request
 from quire.reference.control.sequence import Group
 
 
-def check(prompt_len: int, params: SamplingParams | BeamSearchParams, config: SchedulerConfig) -> None:
+def check(prompt_len: int, params: RequestParams, config: SchedulerConfig) -> None:
     """Raise RequestError if such a request could never run to its end; it names the first thing that is wrong."""
     max_model_len = config.max_model_len
     if prompt_len == 0:
         raise RequestError("prompt_token_ids", [], "the prompt is empty", "Give at least one token")
+    if isinstance(params, PoolingParams):
+        _check_pooled(prompt_len, config)
+        return
     if prompt_len >= max_model_len:
         raise RequestError(
             "prompt_token_ids",
@@ -54,8 +57,22 @@ def check(prompt_len: int, params: SamplingParams | BeamSearchParams, config: Sc
         )
 
 
-def longest(prompt_len: int, params: SamplingParams | BeamSearchParams, config: SchedulerConfig) -> int:
-    """Tokens of a sequence at most, prompt included."""
+def _check_pooled(prompt_len: int, config: SchedulerConfig) -> None:
+    capacity = (config.num_blocks - 1) * config.block_size
+    limit = min(config.max_model_len, capacity)
+    if prompt_len > limit:
+        problem = (
+            f"longer than max_model_len={limit}"
+            if limit == config.max_model_len
+            else f"does not fit into {config.num_blocks - 1} KV blocks of {config.block_size} tokens"
+        )
+        raise RequestError("prompt_token_ids", f"{prompt_len} tokens", problem, f"Shorten the prompt to {limit} tokens")
+
+
+def longest(prompt_len: int, params: RequestParams, config: SchedulerConfig) -> int:
+    """Tokens of a sequence at most, prompt included. An embedding counts as one."""
+    if isinstance(params, PoolingParams):
+        return prompt_len + 1
     if params.max_tokens is None:
         return config.max_model_len
     return min(prompt_len + params.max_tokens, config.max_model_len)
@@ -67,7 +84,9 @@ def new_group(request: Request, config: SchedulerConfig, known_ids: Container[st
     if request.request_id in known_ids:
         raise RequestError("request_id", request.request_id, "already in use", "Give each request an id of its own")
     check(prompt_len, params, config)
-    stop_ids = (*(() if params.ignore_eos else request.eos_token_ids), *(params.stop_token_ids or ()))
+    stop_ids: tuple[int, ...] = ()
+    if not isinstance(params, PoolingParams):
+        stop_ids = (*(() if params.ignore_eos else request.eos_token_ids), *(params.stop_token_ids or ()))
     group = Group(request, arrival, longest(prompt_len, params, config), _sequence_params(params, stop_ids), stop_ids)
     if isinstance(params, SamplingParams):
         group.num_unforked = params.num_sequences - 1
@@ -76,9 +95,9 @@ def new_group(request: Request, config: SchedulerConfig, known_ids: Container[st
     return group
 
 
-def _sequence_params(params: SamplingParams | BeamSearchParams, stop_ids: tuple[int, ...]) -> SamplingParams:
+def _sequence_params(params: RequestParams, stop_ids: tuple[int, ...]) -> SamplingParams | PoolingParams:
     """What the runner is told: a beam asks for its likeliest next tokens, which the host then chooses among."""
-    if isinstance(params, SamplingParams):
+    if not isinstance(params, BeamSearchParams):
         return params
     count = min(params.beam_width + max(params.beam_width, len(set(stop_ids))), MAX_LOGPROBS)
     return SamplingParams(temperature=0.0, max_tokens=params.max_tokens, logprobs=count)

@@ -1,4 +1,4 @@
-"""What a request may ask for: ``SamplingParams`` and ``BeamSearchParams``, with vLLM's names and meanings.
+"""What a request may ask for: ``SamplingParams``, ``BeamSearchParams`` or ``PoolingParams``, with vLLM's names.
 
 Values are checked where they are given. A bad one raises ``RequestError`` naming field, value and remedy before the
 engine has seen the request.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from quire.reference.control.checks import flag, integer, known_fields_only, number, strings, token_ids
 from quire.reference.control.errors import RequestError
@@ -174,3 +175,29 @@ class BeamSearchParams:
         flag("ignore_eos", self.ignore_eos)
         flag("skip_special_tokens", self.skip_special_tokens)
         object.__setattr__(self, "stop_token_ids", token_ids("stop_token_ids", self.stop_token_ids))
+
+
+@known_fields_only(RequestError, "pooling parameter")
+@dataclass(frozen=True, kw_only=True)
+class PoolingParams:
+    """An embedding in place of text: how a prompt's hidden states, after the model's final norm, become one vector.
+
+    pooling     "mean" of all positions, or the "last" position's (the only one that has seen the whole prompt)
+    normalize   divide the vector by its Euclidean length
+    dimensions  keep the first so many numbers, before normalising (for models trained as Matryoshkas; Kusupati et al.
+                2022); None = all
+    """
+
+    pooling: Literal["mean", "last"] = "mean"
+    normalize: bool = True
+    dimensions: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.pooling not in ("mean", "last"):
+            raise RequestError("pooling", self.pooling, "no known way of pooling", 'Give "mean" or "last"')
+        flag("normalize", self.normalize)
+        if self.dimensions is not None:
+            integer("dimensions", self.dimensions, 1)
+
+
+RequestParams: TypeAlias = "SamplingParams | BeamSearchParams | PoolingParams"

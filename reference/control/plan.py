@@ -10,9 +10,13 @@ tokens of step n have reached the host (run-ahead).
 
 A runner executes a plan in this order, on one stream or fenced by events::
 
-    ends, starts, forks  →  swap_out  →  copies  →  swap_in  →  forward  →  sample
+    ends, starts, forks  →  swap_out  →  copies  →  swap_in  →  forward  →  sample or pool
 
 Within one plan no copy's destination is another copy's source, and no source is freed before the plan has run.
+
+A row that starts with ``PoolingParams`` is a prompt and nothing more: it never samples, forks or drafts. Its chunks
+come in order; with pooling="mean" they cover every position from 0 on once between the row's start and its end, so that
+a runner can add up hidden states as they come. The chunk that ends the prompt says ``pools``.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from quire.reference.control.params import SamplingParams
+from quire.reference.control.params import PoolingParams, SamplingParams
 
 
 @dataclass(slots=True)
@@ -37,6 +41,7 @@ class SeqPlan:
     samples     whether the last position's logits are sampled (False for an unfinished prompt chunk)
     write       False: the K/V of these positions is already in the cache, only the logits are missing
                 (``slot = -1``); happens with n == 1 after a fork or when the whole prompt was found in the cache
+    pools       whether the row's embedding is due with this chunk (never together with ``samples``)
     """
 
     row: int
@@ -48,6 +53,7 @@ class SeqPlan:
     new_blocks: list[int]
     samples: bool
     write: bool = True
+    pools: bool = False
 
 
 @dataclass(slots=True)
@@ -63,7 +69,7 @@ class NewSeq:
     seq_id: int
     token_ids: list[int]
     prompt_len: int
-    params: SamplingParams
+    params: SamplingParams | PoolingParams
     seed: int
     stream: int
     stop_ids: tuple[int, ...]
@@ -145,6 +151,7 @@ class StepResult:
     prompt_logprobs   index in plan.seqs -> (first position, entries for the prompt positions this chunk made known);
                       position p's entry is about token p given those before it, so position 0 never has one
     drafts            index in plan.seqs -> tokens the proposer offers for the next step (they stay in the runner too)
+    pooled            index in plan.seqs -> the embedding, for those that pool: float32 numbers, little-endian
     """
 
     step: int
@@ -152,6 +159,7 @@ class StepResult:
     logprobs: dict[int, list[Logprobs]] = field(default_factory=dict)
     prompt_logprobs: dict[int, tuple[int, list[Logprobs]]] = field(default_factory=dict)
     drafts: dict[int, list[int]] = field(default_factory=dict)
+    pooled: dict[int, bytes] = field(default_factory=dict)
 
 
 class Pending(Protocol):

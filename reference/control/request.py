@@ -1,7 +1,8 @@
 """What goes into the scheduler (``Request``), what it keeps (``Sequence``) and what comes out (``Event``).
 
 A request is one prompt. It becomes one sequence, or several siblings that share the prompt's blocks: ``n`` or
-``best_of`` parallel samples (told apart by ``stream``), or the beams of a beam search.
+``best_of`` parallel samples (told apart by ``stream``), or the beams of a beam search. With pooling parameters the
+prompt is all there is of it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from quire.reference.control.params import BeamSearchParams, SamplingParams
+from quire.reference.control.params import RequestParams
 from quire.reference.control.plan import Logprobs
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -25,7 +26,7 @@ class Request:
 
     request_id: str
     prompt_token_ids: list[int]
-    params: SamplingParams | BeamSearchParams
+    params: RequestParams
     seed: int = 0
     eos_token_ids: tuple[int, ...] = ()
     priority: int = 0
@@ -57,6 +58,7 @@ class Event:
     error               what went wrong, with "error"
     scheduled_time      when the request was first given a place in a step, in seconds of ``time.monotonic`` (one clock
                         for all processes of a machine); with the first event of stream 0
+    embedding           with the single, last event of a request with pooling parameters: float32 numbers, little-endian
     """
 
     request_id: str
@@ -70,6 +72,7 @@ class Event:
     beams: list[Beam] | None = None
     error: str | None = None
     scheduled_time: float | None = None
+    embedding: bytes | None = None
 
 
 @dataclass(slots=True)

@@ -25,7 +25,7 @@ from operator import attrgetter
 from quire.reference.control import admission, beam
 from quire.reference.control.config import SchedulerConfig
 from quire.reference.control.kv_manager import KVManager
-from quire.reference.control.params import BeamSearchParams, SamplingParams
+from quire.reference.control.params import BeamSearchParams, PoolingParams, RequestParams
 from quire.reference.control.plan import Copy, Fork, NewSeq, SeqPlan, StepPlan, StepResult
 from quire.reference.control.request import Event, FinishReason, Request, SchedulerStats
 from quire.reference.control.sequence import Group, Key, Sequence, Status
@@ -50,7 +50,7 @@ class Scheduler:
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
-    def check(self, prompt_len: int, params: SamplingParams | BeamSearchParams) -> None:
+    def check(self, prompt_len: int, params: RequestParams) -> None:
         """Raise RequestError if such a request would be refused. Changes nothing."""
         admission.check(prompt_len, params, self.config)
 
@@ -138,7 +138,7 @@ class Scheduler:
         seq.tokens.append(token)
         seq.target = len(seq.tokens)
         if seq.status is Status.RUNNING:
-            plan.forks.append(Fork(seq.row, seq.row, seq.seq_id, length, seq.index, seq.params, token))
+            plan.forks.append(Fork(seq.row, seq.row, seq.seq_id, length, seq.index, seq.sampling, token))
         else:
             self._enqueue(seq)
 
@@ -151,7 +151,7 @@ class Scheduler:
         child.table = self.kv.fork(parent.table, length)
         child.planned = length
         self._start(child)
-        plan.forks.append(Fork(child.row, parent.row, child.seq_id, length, child.index, child.params, token))
+        plan.forks.append(Fork(child.row, parent.row, child.seq_id, length, child.index, child.sampling, token))
 
     def _schedule_running(self, plan: StepPlan) -> int:
         """Plan running sequences in order of their keys; returns the budget that is left."""
@@ -204,6 +204,7 @@ class Scheduler:
             else:
                 # Prompt log-probabilities need the logits of every prompt position, so these must be computed.
                 use_cache = group.prompt_logprobs is None or group.prompt_logprobs_sent or seq.index > 0
+                use_cache = use_cache and not seq.sums
                 admitted = self.kv.admit(seq.table, seq.tokens, budget, use_cache)
             if admitted is None:
                 break
@@ -238,12 +239,14 @@ class Scheduler:
         write: bool = True,
     ) -> None:
         """Put positions ``start .. end - 1`` into the plan and move the sequence's planned lengths on."""
-        samples = end - num_drafts == seq.target
+        brings = end - num_drafts == seq.target
+        pools = brings and isinstance(seq.params, PoolingParams)
+        samples = brings and not pools
         plan.seqs.append(
-            SeqPlan(seq.row, seq.seq_id, seq.epoch, start, end - start, num_drafts, blocks, samples, write)
+            SeqPlan(seq.row, seq.seq_id, seq.epoch, start, end - start, num_drafts, blocks, samples, write, pools)
         )
         seq.planned, seq.num_drafts = end, 0
-        if samples:
+        if brings:
             seq.in_flight += 1
             seq.target = end + 1  # with drafts the upper bound
             group = seq.group
@@ -289,7 +292,7 @@ class Scheduler:
         self._ended_rows.append(seq.row)
         seq.row, seq.status, seq.num_drafts = -1, Status.WAITING, 0
         swaps = None
-        if self.config.preemption_mode == "swap":
+        if self.config.preemption_mode == "swap" and not seq.sums:
             swaps = self.kv.swap_out(seq.table, seq.planned)
         if swaps is None:  # by recompute, or the swap space is full
             self.kv.release(seq.table)
@@ -360,8 +363,17 @@ class Scheduler:
                 elif seq.status is Status.WAITING and not seq.in_flight:
                     seq.num_drafts = 0  # its row, and the drafts in it, are gone
                     self._enqueue(seq)
-            else:
-                commit(seq.table, seq.tokens, verified)
+                continue
+            commit(seq.table, seq.tokens, verified)
+            if planned.pools:
+                group = seq.group
+                events.append(
+                    Event(
+                        group.request.request_id, 0, [], num_cached_tokens=group.num_cached_tokens,
+                        finish_reason="stop", scheduled_time=group.scheduled_time, embedding=result.pooled[i],
+                    )
+                )  # fmt: skip
+                self._finish(seq)
         return events
 
     def _advance_beams(self, group: Group, events: list[Event]) -> None:

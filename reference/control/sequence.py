@@ -7,7 +7,7 @@ A sequence is described by lengths, so that the scheduler can plan ahead of the 
     planned    positions whose K/V is computed, or will be by a launched step
 
 ``planned < target`` means work to do: a prompt chunk if the difference is large, a decode step if it is one. There is
-no prefill phase and no decode phase.
+no prefill phase and no decode phase. An embedding counts as the one token after its prompt: it is due when that is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from quire.reference.control.kv_manager import BlockTable
-from quire.reference.control.params import SamplingParams
+from quire.reference.control.params import PoolingParams, SamplingParams
 from quire.reference.control.plan import Logprobs
 from quire.reference.control.request import Beam, Event, Request
 
@@ -51,7 +51,7 @@ class Sequence:
     seq_id: int
     group: Group
     index: int
-    params: SamplingParams
+    params: SamplingParams | PoolingParams
     key: Key
     tokens: list[int]
     prompt_len: int
@@ -73,13 +73,27 @@ class Sequence:
     def __post_init__(self) -> None:
         self.target = len(self.tokens)
 
+    @property
+    def sampling(self) -> SamplingParams:
+        """The parameters of a sequence that samples: one that does not pool."""
+        assert isinstance(self.params, SamplingParams)
+        return self.params
+
+    @property
+    def sums(self) -> bool:
+        """Whether every position's hidden state is added up, in its row. Such a sequence always starts at position 0.
+
+        K/V from the prefix cache or from the swap space would come without the hidden states, so it uses neither.
+        """
+        return isinstance(self.params, PoolingParams) and self.params.pooling == "mean"
+
     def append(self, tokens: list[int]) -> Event:
         """Append tokens up to the first stop, and say so."""
         group, history = self.group, self.tokens
         event = Event(group.request.request_id, self.index, tokens)
         for count, token in enumerate(tokens, 1):
             history.append(token)
-            if token in self.stop_ids and len(history) - self.prompt_len >= self.params.min_tokens:
+            if token in self.stop_ids and len(history) - self.prompt_len >= self.sampling.min_tokens:
                 event.finish_reason = "stop"
                 event.stop_reason = None if token in group.request.eos_token_ids else token
             elif len(history) >= self.max_len:
@@ -112,7 +126,7 @@ class Group:
     request: Request
     arrival: int
     max_len: int
-    params: SamplingParams
+    params: SamplingParams | PoolingParams
     stop_ids: tuple[int, ...]
     sequences: list[Sequence] = field(default_factory=list)
     num_unforked: int = 0

@@ -3,8 +3,8 @@
 A model has
 
     config, max_model_len
-    forward(ids [T], positions [T], caches, meta) -> hidden [T, hidden_size]
-    logits(hidden [R, hidden_size]) -> [R, vocab_size] float32
+    forward(ids [T], positions [T], caches, meta) -> hidden [T, embed_size], after the final norm
+    logits(hidden [R, embed_size]) -> [R, vocab_size] float32
     places() -> checkpoint name to the tensor (or part of one) that takes its values
 
 where ``caches`` is one pair of K and V tensors per layer, [num_blocks, block_size, kv_heads, head_dim]. Models are

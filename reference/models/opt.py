@@ -115,7 +115,7 @@ class OPT:
         return {name: place for name, place in places.items() if place is not None}
 
     def forward(self, ids: Tensor, positions: Tensor, caches: list[tuple[Tensor, Tensor]], meta: AttnMeta) -> Tensor:
-        """ids and positions [T] -> hidden states [T, hidden_size]; fills this step's K/V."""
+        """ids and positions [T] -> hidden states [T, embed_size]; fills this step's K/V."""
         c, ops = self.config, self.ops
         act = ops.relu if c.activation == "relu" else ops.gelu_new
         x = ops.embed(ids, self.embedding)
@@ -133,10 +133,10 @@ class OPT:
             x = x + ops.linear(act(ops.linear(y, layer.up, layer.up_bias)), layer.down, layer.down_bias)
             if not c.norm_first:
                 x = ops.layer_norm(x, layer.norm2, layer.norm2_bias, c.norm_eps)
-        return ops.layer_norm(x, self.norm, self.norm_bias, c.norm_eps) if self.norm is not None else x
+        if self.norm is not None:
+            x = ops.layer_norm(x, self.norm, self.norm_bias, c.norm_eps)
+        return x if self.project_out is None else ops.linear(x, self.project_out)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden [R, hidden_size] -> scores of the next token [R, vocab_size], float32."""
-        if self.project_out is not None:
-            hidden = self.ops.linear(hidden, self.project_out)
+        """hidden [R, embed_size] -> scores of the next token [R, vocab_size], float32."""
         return self.ops.linear(hidden, self.lm_head).float()

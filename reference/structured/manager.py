@@ -87,8 +87,9 @@ class StructuredOutputs:
             mask = self._matchers.mask(seq)
             if isinstance(mask, NoToken):
                 ended.append((seq, mask))
-                if mask.problem is not None and seq.params.structured_outputs is not None:
-                    self.compiler.forget(seq.params.structured_outputs)
+                form = seq.sampling.structured_outputs
+                if mask.problem is not None and form is not None:
+                    self.compiler.forget(form)
             else:
                 masks[i] = mask
         return masks, ended

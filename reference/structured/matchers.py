@@ -83,8 +83,7 @@ class Matchers:
 
     def mask(self, seq: Sequence) -> Mask | NoToken:
         """What may follow the sequence's tokens, all of which have been taken; never an empty mask."""
-        request, params = seq.group.request, seq.params
-        matcher = self._matcher(request.request_id, seq.index)
+        matcher = self._matcher(seq.group.request.request_id, seq.index)
         bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
         if matcher.is_error():
             return NoToken(f"the grammar cannot be followed any further: {short(matcher.get_error())}")
@@ -94,7 +93,7 @@ class Matchers:
         allowed[self._eos] = False
         complete = matcher.is_accepting()
         ends = self._in_vocab(seq.stop_ids)
-        if len(seq.tokens) - seq.prompt_len < params.min_tokens:
+        if len(seq.tokens) - seq.prompt_len < seq.sampling.min_tokens:
             allowed[ends] = False
         elif complete:
             allowed[ends] = True
@@ -105,7 +104,7 @@ class Matchers:
 
     def _restrict(self, allowed: Mask, seq: Sequence) -> None:
         """Apply the masks that the sampler would skip where they leave nothing."""
-        params = seq.params
+        params = seq.sampling
         if params.allowed_token_ids is not None:
             chosen = np.zeros(self.vocab_size, bool)
             chosen[self._in_vocab(params.allowed_token_ids)] = True

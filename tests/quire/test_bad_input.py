@@ -7,7 +7,16 @@ import shutil
 
 import pytest
 
-from quire import LLM, CheckpointError, ConfigError, QuireError, RequestError, SamplingParams, StructuredOutputsParams
+from quire import (
+    LLM,
+    CheckpointError,
+    ConfigError,
+    PoolingParams,
+    QuireError,
+    RequestError,
+    SamplingParams,
+    StructuredOutputsParams,
+)
 from quire import BeamSearchParams as Beams
 from tests.toys import tiny_checkpoint
 
@@ -45,6 +54,13 @@ REQUESTS = {
     ),
     "too few parameters": (lambda m: m.generate(["a", "b"], [GREEDY]), "sampling_params", "2 prompts"),
     "parameters of another kind": (lambda m: m.generate("a", {"n": 1}), "sampling_params", "SamplingParams"),
+    "text from pooling parameters": (
+        lambda m: m.generate("a", PoolingParams()), "sampling_params", "Give a SamplingParams",
+    ),
+    "an embedding from sampling parameters": (lambda m: m.embed("a", GREEDY), "pooling_params", "Give a PoolingParams"),
+    "too many dimensions": (lambda m: m.embed("a", PoolingParams(dimensions=65)), "dimensions", "at most 64"),
+    "too long to embed": (lambda m: m.embed([1] * 513), "prompt_token_ids", "to 512 tokens"),
+    "nothing to embed": (lambda m: m.embed(""), "prompt", "the prompt is empty"),
     "prompt of another kind": (lambda m: m.generate(7), "prompts", "not a prompt"),
     "prompt in a list of another kind": (lambda m: m.generate([None]), "prompt", "Give a string"),
     "unknown prompt key": (lambda m: m.generate({"text": "a"}), "prompt", "prompt_token_ids"),

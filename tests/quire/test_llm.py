@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 
-from quire import LLM, BeamSearchParams, RequestError, SamplingParams
+from quire import LLM, BeamSearchParams, PoolingParams, RequestError, SamplingParams
 from tests.toys import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -319,3 +319,40 @@ def test_a_trace_is_written(checkpoint, tmp_path):
     read = read_trace(tmp_path / "steps.jsonl")
     assert read.header["model"] == str(checkpoint) and read.header["num_blocks"] == 50 and len(read.steps) >= 12
     assert (tmp_path / "steps.trace.json").is_file()
+
+
+def test_embeddings_have_vllms_fields_and_the_order_of_the_prompts(llm):
+    prompts = ["one two three", ids_of("the lazy dog"), {"prompt": "four"}]
+    outputs = llm.embed(prompts, use_tqdm=False)
+    assert [o.prompt for o in outputs] == ["one two three", None, "four"]
+    assert [o.prompt_token_ids for o in outputs] == [ids_of("one two three"), ids_of("the lazy dog"), ids_of("four")]
+    for output in outputs:
+        assert output.finished and output.num_cached_tokens == 0 and len(output.outputs.embedding) == 64
+        assert np.linalg.norm(output.outputs.embedding) == pytest.approx(1)
+    alone = [llm.embed(prompt)[0].outputs.embedding for prompt in prompts]
+    assert np.allclose([o.outputs.embedding for o in outputs], alone, atol=1e-5)
+    assert llm.embed([]) == []
+
+
+def test_dimensions_are_cut_before_the_length_becomes_one(llm):
+    params = [PoolingParams(normalize=False), PoolingParams(normalize=False, dimensions=5), PoolingParams(dimensions=5)]
+    whole, cut, unit = (np.array(o.outputs.embedding) for o in llm.embed(["one two three"] * 3, params))
+    assert np.allclose(cut, whole[:5], atol=1e-5) and np.allclose(unit, cut / np.linalg.norm(cut), atol=1e-5)
+
+
+def test_a_prompt_to_embed_may_fill_the_context_and_use_the_cache_for_its_last_position(llm):
+    prompt = [1 + i % 250 for i in range(512)]
+    llm.reset_prefix_cache()
+    params = [PoolingParams(), PoolingParams(pooling="last"), PoolingParams()]
+    outputs = [llm.embed(prompt, p)[0] for p in params]
+    assert [o.num_cached_tokens for o in outputs] == [0, 512, 0]
+    assert outputs[0].outputs == outputs[2].outputs
+
+
+def test_text_and_embeddings_share_the_engine(llm):
+    alone = llm.generate("the quick brown fox", GREEDY)[0].outputs[0].text
+    vector = llm.embed("one two three")[0].outputs.embedding
+    stream = llm.stream("the quick brown fox", GREEDY)
+    text = next(stream).outputs[0].text
+    assert np.allclose(llm.embed("one two three")[0].outputs.embedding, vector, atol=1e-5)
+    assert text + "".join(o.outputs[0].text for o in stream) == alone

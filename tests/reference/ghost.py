@@ -97,7 +97,11 @@ def ghost_engine(
     )
     runner = runner or GhostRunner()
     facts = ModelFacts(
-        name="ghost", vocab_size=runner.vocab_size, max_model_len=settings.max_model_len, eos_token_ids=eos
+        name="ghost",
+        vocab_size=runner.vocab_size,
+        max_model_len=settings.max_model_len,
+        embedding_size=4,
+        eos_token_ids=eos,
     )
     return Engine(
         settings,

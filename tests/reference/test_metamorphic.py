@@ -1,9 +1,9 @@
 """DESIGN §2 end to end on the embedded model: what may change the time may never change the text.
 
-Every request of a small workload (greedy, sampled, forked, penalised, stopped, ranked, beams) is first answered alone,
+Every request of a small workload (sampled, forked, penalised, stopped, ranked, beams, pooled) is first answered alone,
 by an engine with plenty of room. Then other engines answer all of it at once, with other neighbours, chunks, blocks,
-caches, preemptions and orders. With ``batch_invariant=True`` token ids *and* log-probabilities must be the same bits;
-without it the tokens must be the same up to the first near-tie of the two best perturbed scores.
+caches, preemptions and orders. With ``batch_invariant=True`` token ids, log-probabilities and embeddings must be the
+same bits; without it the tokens must be the same up to the first near-tie of the two best perturbed scores.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quire import LLM, BeamSearchParams, RequestError, SamplingParams, StructuredOutputsParams
+from quire import LLM, BeamSearchParams, PoolingParams, RequestError, SamplingParams, StructuredOutputsParams
+from quire.prompts import Prepared
+from quire.reference.control.params import RequestParams
 from quire.reference.control.philox import gumbel
 from quire.reference.outputs import RequestOutput
 
@@ -53,7 +55,7 @@ def changed(params: SamplingParams, **changes: Any) -> SamplingParams:
 
 
 # Each is (question, with the system prompt?, parameters). The stories go on until max_tokens, the others mostly end.
-WORKLOAD: dict[str, tuple[int, bool, SamplingParams | BeamSearchParams]] = {
+WORKLOAD: dict[str, tuple[int, bool, RequestParams]] = {
     "greedy": (0, False, GREEDY),
     "greedy, long prompt": (5, True, GREEDY),
     "greedy, story": (3, True, changed(GREEDY, max_tokens=40)),
@@ -69,6 +71,8 @@ WORKLOAD: dict[str, tuple[int, bool, SamplingParams | BeamSearchParams]] = {
     "choice, n=3": (0, False, changed(SAMPLED, structured_outputs=COLOURS, n=3, temperature=2.0, logprobs=1)),
     "beams": (1, False, BEAMS),
     "beams, story": (3, False, BEAMS),
+    "embedding of all": (4, True, PoolingParams()),
+    "embedding of the last": (1, True, PoolingParams(pooling="last", normalize=False, dimensions=50)),
 }
 
 
@@ -95,10 +99,10 @@ def roomy() -> LLM:
 @pytest.fixture(scope="module")
 def alone(roomy, prompts) -> dict[str, Any]:
     """What each request gets with no other in the engine: the truth that everything below is held against."""
-    return {name: gist(roomy.generate(prompts[name], seeded(name), use_tqdm=False)[0]) for name in WORKLOAD}
+    return {name: answer(roomy, prompts, [name])[name] for name in WORKLOAD}
 
 
-def seeded(name: str) -> SamplingParams | BeamSearchParams:
+def seeded(name: str) -> RequestParams:
     """A request without a seed gets the engine's and its own number: the same here, where the number is another."""
     params = WORKLOAD[name][2]
     return changed(params, seed=1234) if isinstance(params, SamplingParams) and params.seed is None else params
@@ -110,12 +114,20 @@ def gist(output: RequestOutput) -> Any:
         (c.index, c.text, c.token_ids, c.cumulative_logprob, c.logprobs, c.finish_reason, c.stop_reason)
         for c in output.outputs
     ]
-    return completions, output.prompt_logprobs
+    return completions, output.embedding or output.prompt_logprobs
+
+
+def prepared(llm: LLM, prompts: dict[str, Any], names: Sequence[str], priority: Any = None) -> list[Prepared]:
+    """Requests of all kinds for one run: text and embeddings."""
+    requests = []
+    for name, own in zip(names, priority or [None] * len(names)):
+        params = seeded(name)
+        requests += llm._prepare([prompts[name]], params, own, pooling=isinstance(params, PoolingParams))
+    return requests
 
 
 def answer(llm: LLM, prompts: dict[str, Any], names: Sequence[str], priority: Any = None) -> dict[str, Any]:
-    params: Any = [seeded(name) for name in names]
-    outputs = llm.generate([prompts[name] for name in names], params, use_tqdm=False, priority=priority)
+    outputs = llm._run_to_end(prepared(llm, prompts, names, priority), use_tqdm=False)
     assert_drained(llm)
     return {name: gist(output) for name, output in zip(names, outputs)}
 
@@ -222,7 +234,7 @@ def test_any_mixture_with_aborts_and_bad_requests(alone, prompts, data):
         preemption_mode=data.draw(st.sampled_from(["recompute", "swap"])),
     )
     names = data.draw(st.permutations(list(WORKLOAD)))[:6]
-    victims = data.draw(st.lists(st.sampled_from(list(WORKLOAD)), max_size=3))
+    victims = data.draw(st.lists(st.sampled_from([n for n in WORKLOAD if "embedding" not in n]), max_size=3))
     doomed = []
     for victim in victims:
         stream = llm.stream(prompts[victim], changed_to_stream(seeded(victim)))
@@ -232,7 +244,7 @@ def test_any_mixture_with_aborts_and_bad_requests(alone, prompts, data):
             pass
     with pytest.raises(RequestError):
         llm.generate([prompts["greedy"], []], GREEDY, use_tqdm=False)
-    running = llm._run(llm._prepare([prompts[n] for n in names], [seeded(n) for n in names], None), stream=False)
+    running = llm._run(prepared(llm, prompts, names), stream=False)
     for stream, _ in doomed[1:]:
         stream.close()
     got = {}
@@ -255,7 +267,7 @@ def changed_to_stream(params: Any) -> Any:
 @pytest.mark.parametrize("ahead", [False, True])
 def test_a_stream_says_what_generate_says(alone, prompts, ahead):
     llm = engine(async_scheduling=ahead, max_num_batched_tokens=60)
-    names = [n for n in WORKLOAD if "best" not in n and "beams" not in n]
+    names = [n for n in WORKLOAD if not {"best", "beams", "beams,", "embedding"} & set(n.split())]
     pieces: dict[tuple[str, int], list[Any]] = {}
     prompt_logprobs: dict[str, Any] = {}
     for output in llm.stream([prompts[n] for n in names], [seeded(n) for n in names]):

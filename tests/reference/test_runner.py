@@ -97,11 +97,11 @@ class Bench:
         self.tables = [[] for _ in range(rows)]
         self.steps = 0
 
-    def seq(self, row, start, n=1, samples=True, write=True):
+    def seq(self, row, start, n=1, samples=True, write=True, pools=False):
         table = self.tables[row]
         new = [self.free.pop() for _ in range(-(-(start + n) // BLOCK) - len(table))]
         table += new
-        return SeqPlan(row, row, 0, start, n, 0, new, samples, write)
+        return SeqPlan(row, row, 0, start, n, 0, new, samples, write, pools)
 
     def launch(self, seqs=(), masks=None, **changes):
         for row in changes.get("ends", []):

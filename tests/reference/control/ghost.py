@@ -2,7 +2,8 @@
 
 A KV cell holds (position, prefix hash) instead of numbers, so a read can check that it finds what its own prefix wrote.
 The next token is a hash of the prefix, so any wrong read, wrong token or wrong order changes the output for good, and
-``alone`` can say what the output must be without any engine.
+``alone`` can say what the output must be without any engine. The embedding of a prompt is made of these hashes too: of
+the last one, or added up as the positions come.
 
 Plans are executed when they are launched, in launch order, as one stream would; with run-ahead only the delivery of
 results is late.
@@ -10,11 +11,12 @@ results is late.
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from dataclasses import dataclass, field
 
-from quire.reference.control.params import BeamSearchParams
-from quire.reference.control.plan import Logprobs, NewSeq, StepPlan, StepResult
+from quire.reference.control.params import BeamSearchParams, PoolingParams
+from quire.reference.control.plan import Logprobs, NewSeq, SeqPlan, StepPlan, StepResult
 from quire.reference.control.request import Request
 from quire.reference.control.scheduler import Scheduler
 
@@ -52,6 +54,11 @@ def candidates(prefix: int, k: int) -> Logprobs:
     return Logprobs([best[0], *best[:k]], [scores[best[0]], *(scores[t] for t in best[:k])], 1)
 
 
+def embedding(hashes: list[int]) -> bytes:
+    """What the ghost makes of the pooled positions' prefix hashes; their order does not count."""
+    return struct.pack("<Q", sum(hashes) % 2**64)
+
+
 @dataclass
 class Row:
     """What a runner remembers of one sequence."""
@@ -65,6 +72,7 @@ class Row:
     salt: str | None
     blocks: list[int] = field(default_factory=list)
     drafts: list[int] = field(default_factory=list)
+    pooled: list[int] = field(default_factory=list)  # prefix hashes of the positions computed since the row started
 
     def prefix(self, length: int) -> int:
         return hash_of(self.tokens[:length], self.salt)
@@ -169,6 +177,11 @@ class GhostRunner:
                 prefix = extend(prefix, row.tokens[p])
                 cell = self.device[row.blocks[p // self.block_size]][p % self.block_size]
                 assert cell == (p, prefix), f"sequence {s.seq_id} reads {cell} at position {p}"
+            if isinstance(row.params, PoolingParams):
+                result.tokens.append([])
+                self._pool(row, s, i, result)
+                continue
+            assert not s.pools
             if not s.samples:
                 assert s.start + s.n < len(row.tokens)
                 result.tokens.append([])
@@ -182,6 +195,16 @@ class GhostRunner:
             if row.drafts:
                 result.drafts[i] = row.drafts
         return result
+
+    def _pool(self, row: Row, s: SeqPlan, i: int, result: StepResult) -> None:
+        """Take in one chunk of a prompt that becomes an embedding; with "mean" every position, once and in order."""
+        assert not s.samples and not s.n_draft and len(row.tokens) == row.prompt_len
+        assert s.pools == (s.start + s.n == row.prompt_len)
+        if row.params.pooling == "mean":
+            assert s.write and s.start == len(row.pooled), f"position {s.start} comes after {len(row.pooled)} positions"
+        row.pooled += [row.prefix(p + 1) for p in range(s.start, s.start + s.n)]
+        if s.pools:
+            result.pooled[i] = embedding(row.pooled if row.params.pooling == "mean" else row.pooled[-1:])
 
     def check_published(self) -> None:
         """Every block in the prefix cache is full of computed K/V, always the same under the same name."""
@@ -218,7 +241,7 @@ class GhostRunner:
 def alone(request: Request, max_model_len: int) -> dict[int, list[int]]:
     """What each stream of a request must produce, from the definition alone: no batch, no cache, no scheduler."""
     params, prompt = request.params, request.prompt_token_ids
-    assert not isinstance(params, BeamSearchParams)
+    assert not isinstance(params, BeamSearchParams | PoolingParams)
     outputs = {}
     for stream in range(params.num_sequences):
         tokens, output = list(prompt), []
@@ -233,6 +256,14 @@ def alone(request: Request, max_model_len: int) -> dict[int, list[int]]:
                 break
         outputs[stream] = output
     return outputs
+
+
+def embedding_alone(request: Request) -> bytes:
+    """The embedding of a prompt from the definition alone."""
+    prompt, salt = request.prompt_token_ids, request.cache_salt
+    assert isinstance(request.params, PoolingParams)
+    first = len(prompt) if request.params.pooling == "last" else 1
+    return embedding([hash_of(prompt[:n], salt) for n in range(first, len(prompt) + 1)])
 
 
 def beams_alone(request: Request, max_model_len: int) -> list[tuple[list[int], float]]:

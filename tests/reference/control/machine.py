@@ -16,11 +16,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from quire.reference.control.config import SchedulerConfig
 from quire.reference.control.errors import RequestError
 from quire.reference.control.kv_manager import BlockTable, Grant, KVManager
-from quire.reference.control.params import BeamSearchParams, SamplingParams
+from quire.reference.control.params import BeamSearchParams, PoolingParams, SamplingParams
 from quire.reference.control.plan import StepPlan, StepResult
 from quire.reference.control.request import Event, Request
 from quire.reference.control.scheduler import Scheduler
-from tests.reference.control.ghost import EOS, VOCAB, GhostRunner, alone, beams_alone, check_counts
+from tests.reference.control.ghost import EOS, VOCAB, GhostRunner, alone, beams_alone, check_counts, embedding_alone
 
 MAX_MODEL_LEN = 28
 PROMPTS = [[1 + (i * i + salt) % (VOCAB - 1) for i in range(40)] for salt in (0, 5)]  # two families of prefixes
@@ -88,6 +88,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.requests: dict[str, Request] = {}
         self.outputs: dict[tuple[str, int], list[int]] = {}
         self.beams: dict[str, list[tuple[list[int], float]]] = {}
+        self.embeddings: dict[str, bytes] = {}
         self.ended: set[tuple[str, int]] = set()
         self.cut: set[tuple[str, int]] = set()  # aborted, or ended from outside: must have a prefix of the output
         self.hostages: list[int] = []
@@ -149,6 +150,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         self._add(Request(self._id(), PROMPTS[family][:length], params, 0, (EOS,)))
 
+    @rule(
+        family=st.sampled_from([0, 1]),
+        length=st.integers(1, MAX_MODEL_LEN),
+        pooling=st.sampled_from(["mean", "last"]),
+        salt=st.sampled_from([None, None, "other"]),
+        priority=st.integers(0, 2),
+    )
+    def add_pooled(self, family: int, length: int, pooling: str, salt: str | None, priority: int) -> None:
+        params = PoolingParams(pooling=pooling)
+        self._add(Request(self._id(), PROMPTS[family][:length], params, 0, (EOS,), priority, salt))
+
     def _id(self) -> str:
         return f"r{len(self.requests)}"
 
@@ -200,6 +212,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.ended.add(key)
         if event.beams is not None and event.finish_reason != "abort":
             self.beams[event.request_id] = [(b.token_ids, b.cumulative_logprob) for b in event.beams]
+        elif event.embedding is not None:
+            assert not event.token_ids and event.finish_reason == "stop"
+            self.embeddings[event.request_id] = event.embedding
         else:
             self.outputs.setdefault(key, []).extend(event.token_ids)
 
@@ -274,6 +289,11 @@ class SchedulerMachine(RuleBasedStateMachine):
             if isinstance(request.params, BeamSearchParams):
                 if (request_id, 0) not in self.cut:
                     assert self.beams[request_id] == beams_alone(request, MAX_MODEL_LEN)
+                continue
+            if isinstance(request.params, PoolingParams):
+                assert (request_id, 0) in self.ended
+                if (request_id, 0) not in self.cut:
+                    assert self.embeddings[request_id] == embedding_alone(request)
                 continue
             for index, output in alone(request, MAX_MODEL_LEN).items():
                 key = (request_id, index)

@@ -128,6 +128,20 @@ MUTANTS = [
     ),
     Mutant("a finished sequence keeps its blocks", Scheduler, "_finish", "self.kv.release(seq.table)", "pass"),
     Mutant("the token budget is overrun", Scheduler, "_schedule_running", "n = budget", "pass"),
+    Mutant(
+        "a mean starts behind what the prefix cache holds",
+        Scheduler,
+        "_schedule_waiting",
+        "use_cache and not seq.sums",
+        "use_cache",
+    ),
+    Mutant(
+        "a mean goes on where it was swapped out",
+        Scheduler,
+        "_preempt",
+        '== "swap" and not seq.sums',
+        '== "swap"',
+    ),
     Mutant("tokens behind a stop are kept", Sequence, "append", "event.token_ids = tokens[:count]", "pass"),
     Mutant(
         "beams that wait for each other hold everything",

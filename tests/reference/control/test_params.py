@@ -1,11 +1,11 @@
-"""StructuredOutputsParams: what is refused for its shape, by which field; and that it travels between processes."""
+"""Structured outputs and pooling: what is refused, by which field; and that parameters travel between processes."""
 
 from __future__ import annotations
 
 import msgspec
 import pytest
 
-from quire import BeamSearchParams, RequestError, SamplingParams
+from quire import BeamSearchParams, PoolingParams, RequestError, SamplingParams
 from quire import StructuredOutputsParams as Form
 
 # what is given: (the field that is named, a part of the message)
@@ -43,6 +43,12 @@ BAD = {
         "structured_outputs",
         "unknown beam search parameter",
     ),
+    "pooling unknown": (lambda: PoolingParams(pooling="cls"), "pooling", 'Give "mean" or "last"'),
+    "pooling of another kind": (lambda: PoolingParams(pooling=["mean"]), "pooling", "no known way"),
+    "no dimensions": (lambda: PoolingParams(dimensions=0), "dimensions", "at least 1"),
+    "dimensions of another kind": (lambda: PoolingParams(dimensions=2.5), "dimensions", "integer"),
+    "normalize of text": (lambda: PoolingParams(normalize="yes"), "normalize", "True nor False"),
+    "unknown pooling parameter": (lambda: PoolingParams(normalise=True), "normalise", "Did you mean normalize"),
 }
 
 
@@ -68,3 +74,8 @@ def test_a_schema_is_kept_as_text():
 def test_parameters_survive_the_way_to_another_process(form):
     params = SamplingParams(structured_outputs=form, stop=["x"], logit_bias={3: 1.0}, allowed_token_ids=[1, 2])
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=SamplingParams) == params
+
+
+@pytest.mark.parametrize("params", [PoolingParams(), PoolingParams(pooling="last", normalize=False, dimensions=3)])
+def test_pooling_parameters_too(params):
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=PoolingParams) == params

@@ -9,11 +9,11 @@ import pytest
 
 from quire.reference.control.config import SchedulerConfig
 from quire.reference.control.errors import ConfigError, RequestError
-from quire.reference.control.params import BeamSearchParams, SamplingParams
+from quire.reference.control.params import BeamSearchParams, PoolingParams, SamplingParams
 from quire.reference.control.plan import StepPlan
 from quire.reference.control.request import Event, Request
 from quire.reference.control.scheduler import Scheduler
-from tests.reference.control.ghost import EOS, VOCAB, GhostRunner, alone, beams_alone
+from tests.reference.control.ghost import EOS, VOCAB, GhostRunner, alone, beams_alone, embedding_alone
 
 
 def scheduler(**changes: Any) -> Scheduler:
@@ -236,3 +236,62 @@ def test_beams_live_on_however_many_of_their_likeliest_tokens_are_stops(width: i
         (last,) = [event for _, events in steps(s) for event in events]
         assert last.beams is not None
         assert [(b.token_ids, b.cumulative_logprob) for b in last.beams] == beams_alone(asked, 64)
+
+
+def pooled(name: str, prompt: list[int], pooling: str = "mean", priority: int = 0) -> Request:
+    return Request(name, prompt, PoolingParams(pooling=pooling), 0, (EOS,), priority)
+
+
+def test_a_pooled_prompt_is_computed_in_chunks_and_ends_with_its_embedding() -> None:
+    s = scheduler(max_num_batched_tokens=8)
+    s.add(request("text", 3, max_tokens=8))
+    s.add(pooled("vector", [7] * 14))
+    taken = list(steps(s))
+    assert [[(p.start, p.n, p.samples, p.pools) for p in plan.seqs[1:]] for plan, _ in taken[:3]] == [
+        [(0, 5, False, False)], [(5, 7, False, False)], [(12, 2, False, True)],
+    ]  # fmt: skip
+    assert all(len(plan.seqs) == 1 for plan, _ in taken[3:])
+    (event,) = [e for _, events in taken for e in events if e.request_id == "vector"]
+    assert event == Event("vector", 0, [], finish_reason="stop", embedding=embedding_alone(pooled("x", [7] * 14)))
+    assert s.stats().blocks_used == 0
+
+
+def test_a_pooled_prompt_may_fill_the_context_and_the_cache() -> None:
+    s = scheduler(num_blocks=17)  # 16 that can be used, of 4 tokens
+    s.add(pooled("full", [1 + i % 7 for i in range(64)]))
+    assert [e.embedding for _, events in steps(s) for e in events] == [
+        embedding_alone(pooled("x", [1 + i % 7 for i in range(64)]))
+    ]
+    with pytest.raises(RequestError, match=r"max_model_len=64.*Shorten the prompt to 64"):
+        s.add(pooled("longer", [1] * 65))
+    with pytest.raises(RequestError, match=r"9 KV blocks of 4 tokens.*Shorten the prompt to 36"):
+        scheduler(num_blocks=10).check(37, PoolingParams())
+
+
+def test_the_last_position_may_come_from_the_cache_a_mean_computes_all_and_publishes() -> None:
+    s, prompt, cached = scheduler(), [1, 2, 3, 4, 5, 6, 7, 8], []
+    ghost = GhostRunner(s)
+    for name, pooling in (("a", "mean"), ("b", "mean"), ("c", "last"), ("d", "mean")):
+        s.add(pooled(name, prompt, pooling))
+        ((plan, events),) = steps(s, ghost)
+        cached.append((events[0].num_cached_tokens, plan.seqs[0].n, plan.seqs[0].write))
+    assert cached == [(0, 8, True), (0, 8, True), (8, 1, False), (0, 8, True)]
+
+
+@pytest.mark.parametrize(("pooling", "again_from"), [("mean", 0), ("last", 20)])
+def test_preempted_a_mean_starts_anew_and_the_last_position_goes_on_from_the_swap_space(
+    pooling: str, again_from: int
+) -> None:
+    s = scheduler(
+        num_blocks=8, max_model_len=28, max_num_batched_tokens=5, enable_prefix_caching=False,
+        preemption_mode="swap", num_host_blocks=8,
+    )  # fmt: skip
+    s.add(request("first", 1, max_tokens=10))
+    s.add(pooled("later", [3] * 24, pooling))
+    starts, vectors = [], []
+    for plan, events in steps(s):
+        starts += [p.start for p in plan.seqs if p.seq_id == 1]
+        vectors += [e.embedding for e in events if e.request_id == "later"]
+        assert not (pooling == "mean" and plan.swap_out)
+    assert s.stats().num_preemptions >= 1 and vectors == [embedding_alone(pooled("x", [3] * 24, pooling))]
+    assert starts[:5] == [0, 4, 8, 12, 16] and starts[5] == again_from
