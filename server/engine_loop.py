@@ -61,9 +61,10 @@ class EngineLoop:
                 busy = self.engine.has_unfinished()
                 backlog = any(peer.outbox for peer in self._peers.values())
                 self._receive(timeout_ms=0 if busy else 10 if backlog else 200)
-                if self.engine.has_unfinished():
-                    self._deliver(self.engine.step())
+                events = self.engine.step() if self.engine.has_unfinished() else []
+                # First: whoever hears that a request has ended finds it in the statistics.
                 self._publish_stats(idle=not self.engine.has_unfinished())
+                self._deliver(events)
                 self._flush()
         except EngineError as error:
             logger.exception("the engine failed")
@@ -145,9 +146,11 @@ class EngineLoop:
     def _publish_stats(self, *, idle: bool) -> None:
         """Tell every API process how the engine stands: when it is time, and once when the engine falls idle."""
         now = time.monotonic()
-        if (idle and self._was_idle) or (not idle and now - self._stats_sent < STATS_EVERY):
+        due = not self._was_idle if idle else now - self._stats_sent >= STATS_EVERY
+        self._was_idle = idle
+        if not due:
             return
-        self._was_idle, self._stats_sent = idle, now
+        self._stats_sent = now
         stats = self.engine.stats()
         for identity in list(self._peers):
             self._send(identity, messages.Events([], stats))
