@@ -37,6 +37,8 @@ def build_app(engine: EngineClient, config: ServerConfig | None = None) -> FastA
         engine.start()
         yield
         engine.close()
+        if state.tracing is not None:
+            state.tracing.close()
 
     app = FastAPI(title="quire", version=__version__, lifespan=lifespan)
     app.state.quire = state

@@ -174,7 +174,8 @@ class EngineClient:
         if not self._started:
             return
         self._started = False
-        self._lose("the server is shutting down")
+        self._set_state("dead", "the server is shutting down")
+        self._fail_open(self.reason)
         self._loop.remove_reader(self._monitor.fileno())
         self._loop.remove_reader(self._socket.fileno())
         self._socket.disable_monitor()

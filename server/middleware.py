@@ -78,8 +78,11 @@ class RequestContext:
         finally:
             route = scope.get("route")  # the router has put it there; addresses that do not exist have none
             self.state.metrics.http_request(record, getattr(route, "path", "none"))
+            probe = get_route_path(scope) in UNLIMITED
             if self.state.config.log_requests:
-                log_request(record, quiet=get_route_path(scope) in UNLIMITED)
+                log_request(record, quiet=probe)
+            if self.state.tracing is not None and not probe:
+                self.state.tracing.record(record, scope["headers"])
             current.reset(token)
 
 

@@ -21,6 +21,7 @@ from quire.server.errors import ApiError
 from quire.server.metrics import Metrics
 from quire.server.parsers import Parser
 from quire.server.parsers.registry import ToolFormat, reasoning_parser, tool_format
+from quire.server.tracing import Tracing, tracing_to
 
 
 @dataclass
@@ -31,11 +32,13 @@ class ServerState:
     config: ServerConfig
     draining: bool = False
     metrics: Metrics = field(init=False)
+    tracing: Tracing | None = field(init=False)
     created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(self.engine, self.model_names[0])
         self.engine.observe = self.metrics.observe
+        self.tracing = tracing_to(self.config.otlp_traces_endpoint)
 
     @staticmethod
     def of(request: Request) -> ServerState:

@@ -55,23 +55,23 @@ class Tracing:
 
 
 def tracing_to(endpoint: str | None) -> Tracing | None:
-    """Where ``otlp_traces_endpoint`` says: over gRPC for ``grpc://``, else over HTTP. None without an endpoint.
+    """Where ``otlp_traces_endpoint`` says: over gRPC for ``grpc://`` (``grpcs://`` with TLS), else over HTTP.
 
-    Raises ``ConfigError`` if the extra is not installed or this is no address.
+    None without an endpoint. Raises ``ConfigError`` if the extra is not installed or this is no address.
     """
     if endpoint is None:
         return None
     scheme, _, address = endpoint.partition("://")
-    if scheme not in ("http", "https", "grpc") or not address:
+    if scheme not in ("http", "https", "grpc", "grpcs") or not address:
         raise ConfigError(
             "otlp_traces_endpoint", endpoint, "not an address of a collector",
             "Give one such as http://localhost:4318/v1/traces or grpc://localhost:4317",
         )  # fmt: skip
     try:
-        if scheme == "grpc":
+        if scheme.startswith("grpc"):
             from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as Grpc
 
-            return Tracing(Grpc(endpoint=address, insecure=True))
+            return Tracing(Grpc(endpoint=address, insecure=scheme == "grpc"))
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as Http
 
         return Tracing(Http(endpoint=endpoint))
