@@ -192,6 +192,12 @@ class EngineClient:
 
         await asyncio.wait_for(ready(), timeout)
 
+    def facts(self) -> ModelFacts:
+        """What is known of the engine's model. Raises ``EngineUnavailable`` until the engine was first ready."""
+        if self.model is None:
+            raise EngineUnavailable(self.reason)
+        return self.model
+
     @property
     def num_open(self) -> int:
         """Requests in the engine or on their way."""

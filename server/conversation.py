@@ -16,7 +16,8 @@ from quire.reference.control.errors import RequestError
 from quire.reference.control.structured import StructuredOutputsParams
 from quire.server.parsers import Parser, PlainParser
 from quire.server.parsers.registry import forced_parser, forced_schema
-from quire.server.protocol.chat import Message
+from quire.server.prompts import chat_prompt
+from quire.server.protocol.chat import Message, Tool
 from quire.server.state import ServerState
 
 
@@ -107,6 +108,38 @@ def form(state: ServerState, tools: ToolUse, structured: StructuredOutputsParams
     if reasoning is None or structured is not None:
         return Form(structured, PlainParser, False, new_call_id)
     return Form(structured, lambda: reasoning(PlainParser()), False, new_call_id)
+
+
+def functions_of(tools: Sequence[Tool] | None) -> list[dict[str, Any]]:
+    """The descriptions of the functions among ``tools``."""
+    return [tool.function.model_dump(exclude_none=True, exclude={"strict"}) for tool in tools or ()]
+
+
+async def rendered(
+    state: ServerState,
+    messages: Sequence[Message],
+    tools: ToolUse,
+    *,
+    add_generation_prompt: bool | None,
+    continue_final_message: bool | None,
+    chat_template_kwargs: dict[str, Any] | None,
+    add_special_tokens: bool = False,
+) -> tuple[str, list[int]]:
+    """A conversation as a prompt: its text, and its token ids. By default the assistant speaks next."""
+    if add_generation_prompt and continue_final_message:
+        raise RequestError(
+            "continue_final_message", True, "add_generation_prompt begins a new message", "Set one of the two to false"
+        )
+    return await chat_prompt(
+        state.engine.assets,
+        for_template(messages, state.chat_template),
+        tools=tools.for_template(),
+        chat_template=state.config.chat_template and state.chat_template,
+        add_generation_prompt=add_generation_prompt is not False and not continue_final_message,
+        continue_final_message=bool(continue_final_message),
+        chat_template_kwargs=chat_template_kwargs,
+        add_special_tokens=add_special_tokens,
+    )
 
 
 def random_id(length: int) -> str:

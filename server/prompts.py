@@ -41,13 +41,15 @@ async def completion_prompts(
     return found
 
 
-async def chat_prompt(assets: Assets, messages: list[dict[str, Any]], **template_args: Any) -> tuple[str, list[int]]:
-    """A conversation as the text the model was trained on, and its token ids."""
+async def chat_prompt(
+    assets: Assets, messages: list[dict[str, Any]], *, add_special_tokens: bool = False, **template_args: Any
+) -> tuple[str, list[int]]:
+    """A conversation as the text the model was trained on, and its token ids. Special tokens are the template's."""
     tokenizer = assets.get_tokenizer()
 
     def work() -> tuple[str, list[int]]:
         text = render_chat(tokenizer, messages, **template_args)
-        return text, encode(tokenizer, text, add_special_tokens=False)
+        return text, encode(tokenizer, text, add_special_tokens=add_special_tokens)
 
     size = sum(len(str(m.get("content") or "")) for m in messages)
     return work() if size < THREAD_FROM else await asyncio.to_thread(work)

@@ -16,9 +16,8 @@ from quire.reference.control.params import BeamSearchParams, SamplingParams
 from quire.reference.control.structured import StructuredOutputsParams
 from quire.reference.outputs import CompletionOutput, Logprob, RequestOutput
 from quire.server.client import Generation
-from quire.server.conversation import ToolUse, for_template, form
+from quire.server.conversation import ToolUse, form, functions_of, rendered
 from quire.server.parsers import Delta, Parsed, Parser
-from quire.server.prompts import chat_prompt
 from quire.server.protocol.chat import ChatCompletion, ChatRequest, NamedToolChoice
 from quire.server.protocol.common import documented, prompt_logprobs_json, usage
 from quire.server.state import ServerState
@@ -107,13 +106,12 @@ class Call:
         """Render the conversation and hand it to the engine."""
         body = self.body
         further = {"reasoning_effort": body.reasoning_effort, "verbosity": body.verbosity}
-        text, token_ids = await chat_prompt(
-            self.state.engine.assets,
-            for_template(body.messages, self.state.chat_template),
-            tools=self.tools.for_template(),
-            chat_template=self.state.config.chat_template and self.state.chat_template,
-            add_generation_prompt=body.add_generation_prompt is not False and not body.continue_final_message,
-            continue_final_message=bool(body.continue_final_message),
+        text, token_ids = await rendered(
+            self.state,
+            body.messages,
+            self.tools,
+            add_generation_prompt=body.add_generation_prompt,
+            continue_final_message=body.continue_final_message,
             chat_template_kwargs={k: v for k, v in further.items() if v is not None}
             | (body.chat_template_kwargs or {}),
         )
@@ -274,7 +272,7 @@ class Call:
 
 def tool_use(body: ChatRequest) -> ToolUse:
     """The request's tools and its choice among them."""
-    functions = [tool.function.model_dump(exclude_none=True, exclude={"strict"}) for tool in body.tools or []]
+    functions = functions_of(body.tools)
     choice = body.tool_choice
     if isinstance(choice, NamedToolChoice):
         name = choice.function.name
