@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from quire.reference.control.checks import known_fields_only
 from quire.reference.control.errors import ConfigError
@@ -62,10 +62,23 @@ class ServerConfig:
     otlp_traces_endpoint: str | None = None
 
     def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(f.default, tuple):
+                values = (value,) if isinstance(value, str) else value
+                if not isinstance(values, list | tuple) or not all(isinstance(v, str) for v in values):
+                    raise ConfigError(f.name, value, "not a list of texts", "Give one or more strings")
+                object.__setattr__(self, f.name, tuple(values))
+            elif isinstance(f.default, bool) and not isinstance(value, bool):
+                raise ConfigError(f.name, value, "neither True nor False", "Give one of the two")
+            elif "str" in str(f.type) and not isinstance(value, str) and not (value is None and f.default is None):
+                raise ConfigError(f.name, value, "not a text", "Give a string")
         for name, least in {"max_body_size": 1, "max_concurrent_requests": 1, "api_server_count": 1, "port": 0}.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(name, value, "not an allowed integer", f"Give an integer of at least {least}")
+        if self.port > 65535:
+            raise ConfigError("port", self.port, "no port number", "Give one from 0 to 65535")
         for name in ("shutdown_timeout", "request_timeout"):
             value = getattr(self, name)
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

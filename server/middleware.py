@@ -125,7 +125,6 @@ class Admission:
     def __init__(self, app: ASGIApp, state: ServerState) -> None:
         self.app = app
         self.state = state
-        self.num_running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or get_route_path(scope) in UNLIMITED:
@@ -135,15 +134,12 @@ class Admission:
         if self.state.draining:
             message = "the server is shutting down and takes no more requests; try again later"
             error = ApiError(503, message, code="draining", headers={"Retry-After": "5"})
-        elif self.num_running >= limit:
+        elif self.state.num_running >= limit:
             message = f"the server is busy with {limit} requests, the most that it takes at once; try again later"
             error = ApiError(429, message, code="overloaded", headers={"Retry-After": "1"})
         else:
-            self.num_running += 1
-            try:
+            with self.state.running():
                 await self.app(scope, receive, send)
-            finally:
-                self.num_running -= 1
             return
         await respond(error)(scope, receive, send)
 

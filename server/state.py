@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePath
@@ -26,13 +28,19 @@ from quire.server.tracing import Tracing, tracing_to
 
 @dataclass
 class ServerState:
-    """One API process. ``draining`` is set when it takes no more requests, before it ends."""
+    """One API process.
+
+    draining     it takes no more requests, and ends when those it has are done
+    num_running  HTTP requests at work, streams until their end; probes do not count
+    """
 
     engine: EngineClient
     config: ServerConfig
     draining: bool = False
+    num_running: int = 0
     metrics: Metrics = field(init=False)
     tracing: Tracing | None = field(init=False)
+    _idle: asyncio.Event = field(init=False, default_factory=asyncio.Event)
     created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
@@ -45,6 +53,27 @@ class ServerState:
         state: ServerState = request.app.state.quire
         state.engine.start()  # the first request does it where nobody runs our lifespan: in a mounted application
         return state
+
+    def check_settings(self) -> None:
+        """Find out now what the settings come to. Raises ``ConfigError``."""
+        _ = self.chat_template, self.tool_format, self.reasoning
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count a request for as long as it is at work."""
+        self.num_running += 1
+        try:
+            yield
+        finally:
+            self.num_running -= 1
+            if not self.num_running:
+                self._idle.set()
+
+    async def idle(self) -> None:
+        """Return when no request is at work."""
+        while self.num_running:
+            self._idle.clear()
+            await self._idle.wait()
 
     @property
     def model_names(self) -> tuple[str, ...]:

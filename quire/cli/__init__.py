@@ -16,6 +16,7 @@ COMMANDS = {
     "demo": "watch the engine work on eight prompts at once",
     "generate": "complete prompts",
     "chat": "talk with a model in the terminal",
+    "serve": "serve a model to any OpenAI client over HTTP",
     "bench": "measure offline throughput and latency",
     "info": "what a model is, and how much of it fits this machine",
 }

@@ -1,4 +1,5 @@
-"""Command-line flags made from the fields of ``EngineConfig`` and ``SamplingParams``: one place says what exists.
+"""Command-line flags made from the fields of ``EngineConfig``, ``ServerConfig`` and ``SamplingParams``: one place says
+what exists.
 
 The help texts are the lines of those classes' docstrings.
 """
@@ -15,6 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from quire.cli.settings import MAX_TOKENS
 from quire.reference.config import EngineConfig
 from quire.reference.control.params import SamplingParams
+from quire.server.config import ServerConfig
 
 # What a command line can say in one word. The rest is for Python and the server.
 SAMPLING = (
@@ -32,6 +34,17 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
 def engine_args(arguments: argparse.Namespace) -> dict[str, Any]:
     """The engine arguments that were given, for ``LLM(**...)``."""
     return _given(arguments, "engine_")
+
+
+def add_server_flags(parser: argparse.ArgumentParser) -> None:
+    """A flag for every server argument."""
+    group = parser.add_argument_group("server")
+    _add_flags(group, ServerConfig, [f.name for f in fields(ServerConfig)], "server_")
+
+
+def server_args(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The server arguments that were given."""
+    return _given(arguments, "server_")
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser, *, leave_out: Iterable[str] = ()) -> None:
@@ -83,6 +96,10 @@ def _add_flags(
             kind = next(t for t in get_args(kind) if t is not NoneType)
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
+        elif get_origin(kind) is tuple:
+            text = f"{text}; one or more"
+            options |= {"nargs": "+", "action": "extend", "type": get_args(kind)[0], "help": text}
+            options["metavar"] = get_args(kind)[0].__name__.upper()
         elif get_origin(kind) is Literal:
             options["choices"] = get_args(kind)
         else:
