@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
 
 from quire.reference.control.checks import known_fields_only
 from quire.reference.control.errors import ConfigError
@@ -86,3 +88,17 @@ class ServerConfig:
                 raise ConfigError(name, value, "not a number of seconds", "Give a finite number that is not negative")
         if self.log_format not in ("text", "json"):
             raise ConfigError("log_format", self.log_format, "unknown choice", "Choose text or json")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The arguments in a YAML file: a mapping of their names, written with - or _, to values."""
+    import yaml
+
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        problem = " ".join(str(error).split())
+        raise ConfigError("--config", str(path), f"cannot be read ({problem})", "Name a YAML file") from None
+    if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
+        raise ConfigError("--config", str(path), "not a mapping of names to values", "Write lines such as `port: 8000`")
+    return {name.replace("-", "_"): value for name, value in given.items()}

@@ -7,12 +7,11 @@ import os
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from quire.cli.flags import add_engine_flags, add_server_flags, engine_args, server_args
 from quire.reference.config import EngineConfig
 from quire.reference.control.errors import ConfigError
-from quire.server.config import ServerConfig
+from quire.server.config import ServerConfig, read_config
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -49,17 +48,3 @@ def settings(arguments: argparse.Namespace) -> tuple[EngineConfig, ServerConfig]
     if keys and "api_key" not in server and "api_key_file" not in server:
         server["api_key"] = tuple(key.strip() for key in keys.split(",") if key.strip())
     return EngineConfig(**engine), ServerConfig(**server)
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The arguments in a YAML file: a mapping of their names, written with - or _, to values."""
-    import yaml
-
-    try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        problem = " ".join(str(error).split())
-        raise ConfigError("--config", str(path), f"cannot be read ({problem})", "Name a YAML file") from None
-    if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
-        raise ConfigError("--config", str(path), "not a mapping of names to values", "Write lines such as `port: 8000`")
-    return {name.replace("-", "_"): value for name, value in given.items()}
