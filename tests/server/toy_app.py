@@ -6,13 +6,19 @@ import asyncio
 
 import httpx
 from fastapi import FastAPI, Request
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
 from starlette.responses import PlainTextResponse, StreamingResponse
 
 from quire.assets import load_assets
 from quire.reference.config import EngineConfig
+from quire.reference.control.params import SamplingParams
+from quire.reference.output_processor import Processed
+from quire.reference.outputs import RequestMetrics
 from quire.server.app import build_app
 from quire.server.client import EngineClient
 from quire.server.config import ServerConfig
+from quire.server.context import RequestRecord
 
 
 def toy_app(**settings) -> FastAPI:
@@ -65,3 +71,14 @@ def toy_app(**settings) -> FastAPI:
 def http(app: FastAPI, **options) -> httpx.AsyncClient:
     """A client that calls ``app`` directly. What leaves it as an exception is an error of the test."""
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://quire", **options)
+
+
+def every_metric() -> list[Metric]:
+    """What a scrape brings, with a sample of every metric there is."""
+    metrics = toy_app().state.quire.metrics
+    request = RequestMetrics(1.0, 5, 1.25, 1.5, 2.0, 2.5, finish_reasons=["stop"])
+    metrics.admitted(SamplingParams(max_tokens=1))
+    metrics.observe(Processed(began=[request], ended=[request], gaps=[0.5], num_tokens=2))
+    metrics.http_request(RequestRecord("1", "GET", "/x", status=404, error="not_found"), "/x")
+    families = text_string_to_metric_families(metrics.exposition().decode())
+    return [family for family in families if not family.name.endswith("_created")]
