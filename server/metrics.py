@@ -25,6 +25,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from quire.reference.control.errors import ConfigError
 from quire.reference.control.params import SamplingParams
 from quire.reference.output_processor import Processed
 from quire.reference.outputs import RequestMetrics
@@ -63,7 +64,9 @@ class Metrics:
     """The metrics of one API process; ``exposition`` is what /metrics answers."""
 
     def __init__(self, engine: EngineClient, model_name: str) -> None:
-        self._shared = bool(os.environ.get(MULTIPROC_DIR))
+        self._shared = folder = os.environ.get(MULTIPROC_DIR)
+        if folder and not os.path.isdir(folder):
+            raise ConfigError(MULTIPROC_DIR, folder, "not a folder", "Make an empty one for each server, or unset it")
         self._registry = registry = CollectorRegistry()
         self._engine = EngineCollector(engine, model_name)
         model = ("model_name",)

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from quire.server.metrics import COUNTERS, HISTOGRAMS
+from quire.reference.control.errors import ConfigError
+from quire.server.metrics import COUNTERS, HISTOGRAMS, MULTIPROC_DIR
 from tests.conftest import ROOT
 from tests.reference.ghost import GhostRunner, ghost_engine
 from tests.server.conftest import LiveServer, serve
-from tests.server.toy_app import toy_app
+from tests.server.toy_app import every_metric, toy_app
 
 Samples = dict[tuple[str, frozenset], float]
 
@@ -125,8 +126,9 @@ def test_requests_lost_with_the_engine_count_as_errors() -> None:
         assert value(now, "http_errors_total", code="engine_unavailable") == 1
 
 
+# Says when it has observed its part, and answers a scrape for every line it is given.
 PROCESS = """
-from quire.server.metrics import Metrics
+import sys
 from quire.reference.output_processor import Processed
 from quire.reference.outputs import RequestMetrics
 from quire.server.context import RequestRecord
@@ -134,45 +136,65 @@ from tests.server.toy_app import toy_app
 metrics = toy_app().state.quire.metrics
 metrics.observe(Processed(began=[RequestMetrics(1.0, 5, 1.25, 1.5)], gaps=[0.5, 0.25], num_tokens=3))
 metrics.http_request(RequestRecord("1", "GET", "/x", status=200), "/x")
-print(metrics.exposition().decode())
+for line in sys.stdin:
+    print(metrics.exposition().decode(), end="# EOF\\n", flush=True)
 """
 
 
+class ApiProcess:
+    """An API process that has served one request, and its answers to scrapes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PROCESS], cwd=ROOT, env=os.environ | {MULTIPROC_DIR: str(folder)}, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+
+    def scrape(self) -> Samples:
+        assert self.process.stdin and self.process.stdout
+        print(file=self.process.stdin, flush=True)
+        answer = list(itertools.takewhile(lambda line: line != "# EOF\n", self.process.stdout))
+        assert answer, "the process has failed"
+        return parsed("".join(answer))
+
+    def end(self) -> None:
+        self.process.communicate(timeout=60)
+
+
 def test_with_several_api_processes_any_of_them_answers_for_all(tmp_path: Path) -> None:
-    """The figures of processes that have ended stay, as counters must not fall."""
-    environ = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
-    for number in (1, 2, 3):
-        run = subprocess.run(
-            [sys.executable, "-c", PROCESS],
-            cwd=ROOT,
-            env=environ,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=120,
-        )
-        now = parsed(run.stdout)
-        assert value(now, "generation_tokens_total") == 3 * number
-        assert value(now, "inter_token_latency_seconds_count") == 2 * number
-        assert value(now, "inter_token_latency_seconds_sum") == 0.75 * number
-        assert value(now, "time_to_first_token_seconds_sum") == 0.5 * number
-        assert value(now, "http_requests_total", method="GET", path="/x", status="200") == number
-        assert value(now, "num_requests_running") == 0 and ("engine_up", frozenset()) in now
+    """Each serves one request. The figures of a process that has ended stay, as counters must not fall."""
+    first, second = ApiProcess(tmp_path), ApiProcess(tmp_path)
+    first.scrape()  # now it has served its request, and the next answer of the second has everything
+    answers = [second.scrape(), first.scrape()]
+    second.end()
+    answers.append(first.scrape())
+    first.end()
+    for now in answers:
+        assert value(now, "generation_tokens_total") == 6
+        assert value(now, "inter_token_latency_seconds_count") == 4
+        assert value(now, "inter_token_latency_seconds_bucket", le="0.3") == 2
+        assert value(now, "inter_token_latency_seconds_sum") == 1.5
+        assert value(now, "time_to_first_token_seconds_sum") == 1.0
+        assert value(now, "http_requests_total", method="GET", path="/x", status="200") == 2
+        assert now["num_requests_running", frozenset()] == 0 and now["engine_up", frozenset()] == 0  # each once
+        assert not any(name.startswith("process_") for name, _ in now)
 
 
-def names() -> set[str]:
-    """All metrics as Prometheus stores them: with _total, but without _bucket, _sum and _count."""
-    text = toy_app().state.quire.metrics.exposition().decode()
-    found = set()
-    for kind, name in ((m[2], m[1]) for m in re.finditer(r"^# TYPE (\S+) (\w+)$", text, re.M)):
-        if not name.endswith("_created"):
-            assert kind in ("counter", "gauge", "histogram")
-            found.add(name)
-    return found
+def test_their_folder_must_be_there(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv(MULTIPROC_DIR, str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match=MULTIPROC_DIR):
+        toy_app()
 
 
-def test_the_documentation_names_every_metric_and_no_other() -> None:
+def test_the_documentation_has_every_metric_with_its_type_and_labels() -> None:
     text = (ROOT / "docs" / "metrics.md").read_text("utf-8")
-    table = set(re.findall(r"^\| `([a-z:_0-9]+)`", text, re.M))
-    assert table == {name for name in names() if name.startswith("quire:")}
-    assert len(table) > len(HISTOGRAMS) + len(COUNTERS)
+    rows = re.findall(r"^\| `(quire:\w+)` \| (\w+) \| (.*?) \|", text, re.M)
+    told = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
+    real = {}
+    for family in every_metric():
+        if family.name.startswith("quire:"):
+            name = family.name + "_total" * (family.type == "counter")
+            labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+            real[name] = (family.type, labels)
+    assert told == real
+    assert len(told) == len(rows) > len(HISTOGRAMS) + len(COUNTERS)
