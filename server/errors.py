@@ -6,6 +6,8 @@ or an ``ApiError`` and never build a response for one.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import takewhile
 from typing import Any
 
@@ -14,7 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from quire.reference.control.errors import QuireError
+from quire.reference.control.errors import QuireError, RequestError
 from quire.server.client import EngineUnavailable, RequestTimeout
 from quire.server.context import current
 
@@ -63,7 +65,7 @@ def to_api_error(error: Exception) -> ApiError:
         case ApiError():
             return error
         case QuireError():
-            too_long = error.field == "prompt_token_ids" and "max_model_len" in error.problem
+            too_long = "max_model_len" in error.problem
             param = PARAMS.get(error.field, error.field)
             return ApiError(400, str(error), param=param, code="context_length_exceeded" if too_long else None)
         case RequestValidationError():
@@ -80,6 +82,22 @@ def to_api_error(error: Exception) -> ApiError:
 
 # The engine's names of fields that a client knows by another one.
 PARAMS = {"prompt_token_ids": "prompt", "params": None}
+
+
+@contextmanager
+def named(names: Mapping[str, str]) -> Iterator[None]:
+    """Let errors from inside speak of fields as the client does: ``names`` has the client's name for quire's."""
+    try:
+        yield
+    except RequestError as error:
+        if error.field not in names:
+            raise
+        raise RequestError(names[error.field], error.value, error.problem, error.remedy) from None
+
+
+def place(field: str, index: int, count: int) -> str:
+    """The name of one of a field's values: ``input.2``, and just ``input`` where there is no other."""
+    return field if count == 1 else f"{field}.{index}"
 
 
 def validation_error(errors: Any) -> ApiError:

@@ -12,6 +12,7 @@ from typing import Any
 from quire.assets import Assets
 from quire.reference.control.errors import RequestError
 from quire.reference.tokenizer import encode, render_chat
+from quire.server.errors import named, place
 
 THREAD_FROM = 8_000  # characters: about a millisecond of tokenizing, many times what handing it over costs
 
@@ -25,17 +26,21 @@ async def tokenize(assets: Assets, text: str, *, add_special_tokens: bool = True
 
 
 async def completion_prompts(
-    assets: Assets, prompt: Any, *, add_special_tokens: bool = True
+    assets: Assets, prompt: Any, *, add_special_tokens: bool = True, field: str = "prompt"
 ) -> list[tuple[str | None, list[int]]]:
-    """The prompts of /v1/completions and /v1/embeddings, whichever of the four forms they have: (text, token ids)."""
+    """The prompts of /v1/completions and /v1/embeddings, whichever of the four forms they have: (text, token ids).
+
+    Errors name the ``field`` they came in.
+    """
     if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
         prompt = [prompt]
     if not prompt:
-        raise RequestError("prompt", prompt, "no prompt", "Give a text, token ids, or a list of these")
+        raise RequestError(field, prompt, "no prompt", "Give a text, token ids, or a list of these")
     found: list[tuple[str | None, list[int]]] = []
-    for one in prompt:
+    for number, one in enumerate(prompt):
         if isinstance(one, str):
-            found.append((one, await tokenize(assets, one, add_special_tokens=add_special_tokens)))
+            with named({"prompt": place(field, number, len(prompt))}):
+                found.append((one, await tokenize(assets, one, add_special_tokens=add_special_tokens)))
         else:
             found.append((None, list(one)))
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,7 +19,7 @@ from quire.reference.tokenizer import bad_words_token_ids
 from quire.server.client import EngineClient, Generation
 from quire.server.config import ServerConfig
 from quire.server.context import current
-from quire.server.errors import ApiError
+from quire.server.errors import ApiError, named
 from quire.server.metrics import Metrics
 from quire.server.parsers import Parser
 from quire.server.parsers.registry import ToolFormat, reasoning_parser, tool_format
@@ -102,24 +102,27 @@ class ServerState:
         stream: bool = False,
         priority: int = 0,
         cache_salt: str | None = None,
+        names: Mapping[str, str] | None = None,
     ) -> Generation:
         """``EngineClient.add`` for the HTTP request at hand: traceable by its id, within the server's time limit.
 
-        Grammars are checked first, in a process of their own.
+        Grammars are checked first, in a process of their own. Errors speak of fields as the client does: ``names`` has
+        the client's names for the engine's.
         """
-        if isinstance(params, SamplingParams) and params.structured_outputs is not None:
-            await self.grammars.check(params.structured_outputs)
         record = current.get()
-        generation = await self.engine.add(
-            prompt_token_ids,
-            params,
-            request_id=None if record is None else record.engine_request_id(),
-            prompt=prompt,
-            stream=stream,
-            priority=priority,
-            cache_salt=cache_salt,
-            timeout=self.config.request_timeout,
-        )
+        with named(names or {}):
+            if isinstance(params, SamplingParams) and params.structured_outputs is not None:
+                await self.grammars.check(params.structured_outputs)
+            generation = await self.engine.add(
+                prompt_token_ids,
+                params,
+                request_id=None if record is None else record.engine_request_id(),
+                prompt=prompt,
+                stream=stream,
+                priority=priority,
+                cache_salt=cache_salt,
+                timeout=self.config.request_timeout,
+            )
         self.metrics.admitted(params)
         if record is not None:
             record.prompts.append(generation.metrics)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,6 +17,7 @@ from fastapi import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from quire.reference.outputs import RequestOutput
 from quire.server.client import Generation
 from quire.server.errors import ApiError, to_api_error
 
@@ -100,6 +101,32 @@ async def answer(request: Request, work: Coroutine[Any, Any, Any]) -> Response:
 
 def json_response(body: Any) -> Response:
     return Response(msgspec.json.encode(body), media_type="application/json")
+
+
+async def all_admitted(adding: Iterable[Awaitable[Generation]]) -> list[Generation]:
+    """What ``ServerState.add`` returns for each of several prompts. If one is refused, none runs, and it raises."""
+    tasks = [asyncio.ensure_future(one) for one in adding]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:  # also when the client goes away meanwhile
+        for task in tasks:
+            task.cancel()
+        for result in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(result, Generation):
+                result.abort()
+        raise
+
+
+async def final_outputs(generations: Sequence[Generation]) -> list[RequestOutput]:
+    """The last output of each, in their order; all of them end when one fails or nobody waits any longer."""
+    outputs: dict[int, RequestOutput] = {}
+    try:
+        async for number, output in merged_outputs(generations):
+            outputs[number] = output
+    finally:
+        for generation in generations:
+            generation.abort()
+    return [outputs[number] for number in range(len(generations))]
 
 
 async def merged_outputs(generations: Sequence[Generation]) -> AsyncIterator[tuple[int, Any]]:

@@ -9,9 +9,25 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, model_validator
+from pydantic_core import CoreSchema
 
 from quire.reference.control.errors import RequestError
+
+
+def report_first(schema: Any) -> None:
+    """Let every list in a schema report the first of its wrong items only.
+
+    By default pydantic reports them all, and a few megabytes of them would hold up everybody else for minutes.
+    """
+    if isinstance(schema, dict):
+        if schema.get("type") == "list":
+            schema["fail_fast"] = True
+        schema = schema.values()
+    elif not isinstance(schema, list | tuple):
+        return
+    for part in schema:
+        report_first(part)
 
 
 class RequestModel(BaseModel):
@@ -29,7 +45,15 @@ class RequestModel(BaseModel):
         for name, (problem, remedy) in cls.REFUSED.items():
             if body.get(name) is not None:
                 raise RequestError(name, body[name], problem, remedy)
-        return {name: value for name, value in body.items() if value is not None}
+        known = {info.alias or name for name, info in cls.model_fields.items()}
+        unknown = next((name for name in body if name not in known), None)  # one is enough to say so
+        return {name: value for name, value in body.items() if value is not None and (name in known or name == unknown)}
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        report_first(schema)
+        return schema
 
 
 def accepted(why: str) -> Any:

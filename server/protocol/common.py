@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 from pydantic import BaseModel, Field
 
 from quire.reference.outputs import RequestOutput
 from quire.server.protocol.base import RequestModel, accepted
+
+PromptInput: TypeAlias = str | list[int] | list[str] | list[list[int]]
 
 
 class StreamOptions(RequestModel):

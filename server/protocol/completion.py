@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
-from quire.server.protocol.common import StreamOptions, Usage
+from quire.server.protocol.common import PromptInput, StreamOptions, Usage
 from quire.server.protocol.sampling import SamplingFields
 
 
@@ -16,7 +16,7 @@ class CompletionRequest(SamplingFields):
     REFUSED: ClassVar = {"suffix": ("the models served here complete at the end only", "Leave it out")}
 
     model: str | None = Field(None, description="one of /v1/models; default: the first")
-    prompt: str | list[int] | list[str] | list[list[int]] = Field(description="text, token ids, or a list of either")
+    prompt: PromptInput = Field(description="text, token ids, or a list of either")
     max_tokens: int | None = Field(16, ge=0, description="0 only with echo")
     echo: bool | None = Field(None, description="repeat the prompt before the completion")
     logprobs: int | None = Field(None, description="log-probabilities of so many likeliest tokens at each position")

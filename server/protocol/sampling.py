@@ -13,6 +13,7 @@ from pydantic import Field
 from quire.reference.control.errors import RequestError
 from quire.reference.control.params import BeamSearchParams, SamplingParams
 from quire.reference.control.structured import StructuredOutputsParams
+from quire.server.errors import named
 from quire.server.protocol.base import RequestModel, accepted
 
 # Passed on to SamplingParams under the same name.
@@ -92,7 +93,12 @@ class SamplingFields(RequestModel):
             raise RequestError(
                 "structured_outputs", asked, "more than one form of the text is asked for", "Give one of them"
             )
-        return StructuredOutputsParams(**asked[0]) if asked else None
+        with named(self.structured_names()):
+            return StructuredOutputsParams(**asked[0]) if asked else None
+
+    def structured_names(self) -> dict[str, str]:
+        """For ``named``: the older names, where the client used one."""
+        return {f"structured_outputs.{new}": old for old, new in GUIDED.items() if getattr(self, old) is not None}
 
     def _beam_params(self, max_tokens: int | None, logprobs: int | None) -> BeamSearchParams:
         for name in NOT_FOR_BEAMS:

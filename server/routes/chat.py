@@ -17,6 +17,7 @@ from quire.reference.control.structured import StructuredOutputsParams
 from quire.reference.outputs import CompletionOutput, Logprob, RequestOutput
 from quire.server.client import Generation
 from quire.server.conversation import ToolUse, form, functions_of, rendered
+from quire.server.errors import named
 from quire.server.parsers import Delta, Parsed, Parser
 from quire.server.protocol.chat import ChatCompletion, ChatRequest, NamedToolChoice
 from quire.server.protocol.common import documented, prompt_logprobs_json, usage
@@ -73,7 +74,8 @@ class Call:
         if wanted.json_schema is None:
             raise RequestError("response_format.json_schema", None, "missing", "Give the schema's name and schema")
         schema = wanted.json_schema.schema_
-        return StructuredOutputsParams(json={} if schema is None else schema)
+        with named({"structured_outputs.json": "response_format"}):
+            return StructuredOutputsParams(json={} if schema is None else schema)
 
     def _params(self) -> SamplingParams | BeamSearchParams:
         body = self.body
@@ -123,7 +125,17 @@ class Call:
             stream=stream,
             priority=body.priority or 0,
             cache_salt=body.cache_salt,
+            names=self._names(),
         )
+
+    def _names(self) -> dict[str, str]:
+        """What the client calls that which the engine checks: the prompt, and the form of the answer."""
+        names = {"prompt_token_ids": "messages", **self.body.structured_names()}
+        if self.tools.forced:
+            names["structured_outputs.json"] = "tools"
+        elif self.body.response_format is not None and self.body.response_format.type != "text":
+            names["structured_outputs.json"] = "response_format"
+        return names
 
     # --- answers ------------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -15,11 +14,12 @@ from quire.reference.control.errors import RequestError
 from quire.reference.control.params import BeamSearchParams, SamplingParams
 from quire.reference.outputs import CompletionOutput, Logprob, RequestOutput
 from quire.server.client import Generation
+from quire.server.errors import place
 from quire.server.prompts import completion_prompts
 from quire.server.protocol.common import documented, prompt_logprobs_json, usage
 from quire.server.protocol.completion import Completion, CompletionRequest
 from quire.server.state import ServerState
-from quire.server.stream import EventStream, answer, event, merged_outputs
+from quire.server.stream import EventStream, all_admitted, answer, event, final_outputs, merged_outputs
 
 router = APIRouter()
 
@@ -80,7 +80,7 @@ class Call:
             self.state.engine.assets, body.prompt, add_special_tokens=body.add_special_tokens is not False
         )
         self.params = self.state.with_bad_words(self.params)
-        adding = [
+        return await all_admitted(
             self.state.add(
                 token_ids,
                 self.params,
@@ -88,33 +88,17 @@ class Call:
                 stream=stream,
                 priority=body.priority or 0,
                 cache_salt=body.cache_salt,
+                names={"prompt_token_ids": place("prompt", number, len(self.prompts)), **body.structured_names()},
             )
-            for text, token_ids in self.prompts
-        ]
-        results = await asyncio.gather(*adding, return_exceptions=True)
-        generations = [r for r in results if isinstance(r, Generation)]
-        for result in results:
-            if isinstance(result, BaseException):
-                for generation in generations:
-                    generation.abort()
-                raise result
-        return generations
+            for number, (text, token_ids) in enumerate(self.prompts)
+        )
 
     # --- answers ------------------------------------------------------------------------------------------------------
 
     async def whole(self) -> dict[str, Any]:
         """The response without streaming."""
-        generations = await self.start(stream=False)
-        outputs: list[RequestOutput | None] = [None] * len(generations)
-        try:
-            async for number, output in merged_outputs(generations):
-                outputs[number] = output
-        finally:
-            for generation in generations:
-                generation.abort()
         choices = []
-        for number, output in enumerate(outputs):
-            assert output is not None
+        for number, output in enumerate(await final_outputs(await self.start(stream=False))):
             self._count(output)
             choices += [self._choice(number, output, c, first=True, last=True) for c in output.outputs]
         return {**self.head, "choices": choices, "usage": self._usage()}
