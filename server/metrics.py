@@ -5,8 +5,8 @@ of the engine, 0.7 µs per token. What concerns the engine (queues, cache, steps
 somebody asks. HTTP is counted by the middleware. All of it is in docs/metrics.md.
 
 Several API processes share what they observe through files in the folder that PROMETHEUS_MULTIPROC_DIR names
-(prometheus_client's multiprocess mode; it has to be set before that package is imported), so that each of them answers
-for all. What comes from the engine is the same for everyone.
+(prometheus_client's multiprocess mode; it has to be set before that package is imported: the supervisor does), so that
+each of them answers for all. What comes from the engine is the same for everyone.
 """
 
 from __future__ import annotations

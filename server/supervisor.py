@@ -38,6 +38,7 @@ logger = logging.getLogger("quire.supervisor")
 
 BACKOFF = (0.5, 30.0)  # seconds before a restart: at first, doubled each time, and at most
 STEADY = 60.0  # seconds of service after which a death counts as the first one again
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # environment variable: API processes add up their metrics there
 GRACE = 5.0  # seconds beyond shutdown_timeout before what still runs is killed
 
 
@@ -48,6 +49,7 @@ class Child:
     role: str  # "engine", "api-0", …
     job: dict[str, Any]
     restart: bool
+    environ: dict[str, str]
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     failure: str = ""  # why it could not start
     process: asyncio.subprocess.Process | None = None
@@ -56,7 +58,7 @@ class Child:
         """Start the process and wait for its end: its exit status, negative for a signal's."""
         self.process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "quire.server.child", self.role,
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, pass_fds=tuple(fds),
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, pass_fds=tuple(fds), env=self.environ,
             start_new_session=True,  # Ctrl-C in a terminal is for the supervisor
         )  # fmt: skip
         assert self.process.stdin is not None and self.process.stdout is not None
@@ -86,9 +88,12 @@ class Supervisor:
         self.server = server
         self._fds = (listener.fileno(),)
         job = {"engine": asdict(engine), "server": asdict(server), "address": f"ipc://{folder / 'engine'}"}
-        self.engine = Child("engine", job, restart=server.restart_engine)
+        environ = {name: value for name, value in os.environ.items() if name != METRICS_FOLDER}
+        self.engine = Child("engine", job, server.restart_engine, environ)
+        if server.api_server_count > 1:
+            environ = environ | {METRICS_FOLDER: tempfile.mkdtemp(prefix="metrics-", dir=folder)}
         self.apis = [
-            Child(f"api-{i}", job | {"listener": listener.fileno()}, restart=True)
+            Child(f"api-{i}", job | {"listener": listener.fileno()}, True, environ)
             for i in range(server.api_server_count)
         ]
         self._stopping = asyncio.Event()

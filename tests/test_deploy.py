@@ -7,11 +7,11 @@ test_deploy_monitoring.py.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from quire.reference.config import EngineConfig
+from quire.cli import serve as cli
 from quire.server.config import ServerConfig
 from tests.conftest import LINKED, ROOT
 from tests.server.toy_app import toy_app
@@ -42,20 +42,8 @@ def read_yaml(*path: str) -> Any:
 
 
 def seconds(text: str) -> float:
-    """ "45s", "2m" or "1h" as a number."""
+    """The length of time that "45s", "2m" or "1h" stands for."""
     return float(text[:-1]) * {"s": 1, "m": 60, "h": 3600}[text[-1]]
-
-
-def options(words: list[str]) -> dict[str, str]:
-    """Options of a command line that begin with --, and what follows them."""
-    pairs = [word.partition("=") for word in words]
-    following = [*words[1:], ""]
-    return {name[2:]: value or after for (name, _, value), after in zip(pairs, following) if name.startswith("--")}
-
-
-def known_options() -> set[str]:
-    """Of ``quire serve``: the fields of both configurations."""
-    return {field.name.replace("_", "-") for cls in (ServerConfig, EngineConfig) for field in fields(cls)}
 
 
 def paths() -> set[str]:
@@ -92,27 +80,35 @@ def command_lines() -> dict[str, list[str]]:
     }
 
 
-def test_options_exist_and_the_port_is_the_one_that_everything_else_uses() -> None:
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser()
+    cli.configure(parser)
+    return parser
+
+
+def server(name: str) -> ServerConfig:
+    """What a command line comes to."""
+    return cli.settings(parser().parse_args(command_lines()[name][2:]))[1]
+
+
+def test_command_lines_are_valid_and_listen_where_everything_else_expects_it() -> None:
     for name, command in command_lines().items():
-        given = options(command)
-        assert command[:2] == ["quire", "serve"] and given.keys() <= known_options(), name
-        assert given["host"] == "0.0.0.0" and int(given["port"]) == PORT, name
+        assert command[:2] == ["quire", "serve"], name
+        assert (server(name).host, server(name).port) == ("0.0.0.0", PORT), name
 
 
 def test_options_in_the_text_exist() -> None:
-    text = (DEPLOY / "README.md").read_text("utf-8")
-    named = {option.removeprefix("no-") for option in re.findall(r"`--([\w-]+)`", text)}
-    assert named and named <= known_options()
+    named = set(re.findall(r"`(--[\w-]+)`", (DEPLOY / "README.md").read_text("utf-8")))
+    assert named and named <= set(re.findall(r"--[\w-]+", parser().format_help()))
 
 
 def test_who_stops_the_server_waits_until_it_has_drained() -> None:
     """Else running requests are cut off. The supervisor gives its processes up to 10 s beyond --shutdown-timeout."""
     for name in ("compose", "compose with a GPU"):
-        drain = float(options(command_lines()[name])["shutdown-timeout"])
-        assert seconds(compose()["stop_grace_period"]) > drain + 10
+        assert seconds(compose()["stop_grace_period"]) > server(name).shutdown_timeout + 10
     pause = container()["lifecycle"]["preStop"]["sleep"]["seconds"]
-    drain = float(options(container()["args"])["shutdown-timeout"])
-    assert deployment()["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > pause + drain + 10
+    grace = deployment()["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert grace > pause + server("Kubernetes").shutdown_timeout + 10
 
 
 # ------------------------------------------------------------------------------------------------------- Docker
@@ -214,7 +210,7 @@ def test_manifests_fit_each_other() -> None:
     volumes = {volume["name"] for volume in pod["volumes"]}
     mounts = {mount["name"]: mount["mountPath"] for mount in container()["volumeMounts"]}
     assert mounts.keys() == volumes
-    assert options(container()["args"])["api-key-file"].startswith(mounts["keys"] + "/")
+    assert str(server("Kubernetes").api_key_file).startswith(mounts["keys"] + "/")
     annotations = deployment()["spec"]["template"]["metadata"]["annotations"]
     assert annotations["prometheus.io/port"] == str(PORT) and annotations["prometheus.io/path"] in paths()
 

@@ -200,6 +200,33 @@ def test_a_killed_api_process_is_replaced_and_its_requests_are_forgotten(tmp_pat
             assert http.post("/v1/completions", json=ENDLESS | {"stream": False}).status_code == 200
 
 
+@contextmanager
+def paused(process: int) -> Iterator[None]:
+    """It accepts no connections meanwhile, so the other API process gets them."""
+    os.kill(process, signal.SIGSTOP)
+    try:
+        eventually(lambda: "State:\tT" in Path(f"/proc/{process}/status").read_text())
+        yield
+    finally:
+        os.kill(process, signal.SIGCONT)
+
+
+def test_metrics_are_the_sum_over_api_processes_whichever_is_asked(tmp_path):
+    inherited = {"PROMETHEUS_MULTIPROC_DIR": "/nowhere"}  # a server of its own has a folder of its own
+    with quire_serve(tmp_path, "--api-server-count", "2", env=inherited) as served:
+        first, second = served.children("api-")
+        expected = [0.0, 2.0]
+        for process in (first, second, first):
+            with paused(process), served.http() as http:
+                before = http.get("/metrics").text
+                body = ENDLESS | {"stream": False, "max_tokens": 2}
+                assert http.post("/v1/completions", json=body).status_code == 200
+                after = http.get("/metrics").text
+            tokens = [re.findall(r"^quire:generation_tokens_total\S* (\S+)$", text, re.M) for text in (before, after)]
+            assert [float(value) for (value,) in tokens] == expected
+            expected = [expected[1], expected[1] + 2]
+
+
 def test_no_child_outlives_a_killed_supervisor(tmp_path):
     with quire_serve(tmp_path) as served:
         children = served.children("")
