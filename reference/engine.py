@@ -105,7 +105,7 @@ class Engine:
 
     def _check(self, prompt_token_ids: Sequence[int], params: RequestParams, priority: int = 0) -> None:
         """What can be checked at once."""
-        _check_prompt(prompt_token_ids, self.model)
+        check_prompt(prompt_token_ids, self.model)
         _check_params(params, self.model)
         if priority != 0 and self.config.scheduling_policy != "priority":
             raise RequestError(
@@ -328,7 +328,8 @@ class Engine:
             raise EngineError(*self._failure.args) from self._failure.__cause__
 
 
-def _check_prompt(token_ids: Sequence[int], model: ModelFacts) -> None:
+def check_prompt(token_ids: Sequence[int], model: ModelFacts) -> None:
+    """Raise ``RequestError`` if ``token_ids`` are not tokens of the model: before anything is done with them."""
     if isinstance(token_ids, str | bytes) or not hasattr(token_ids, "__len__"):
         raise RequestError("prompt_token_ids", token_ids, "not a list of token ids", "Give a list of integers")
     if set(map(type, token_ids)) == {int} and min(token_ids) >= 0 and max(token_ids) < model.vocab_size:

@@ -20,9 +20,10 @@ import zmq
 import zmq.utils.monitor
 
 from quire.assets import Assets
+from quire.reference.control.checks import MAX_INT, integer
 from quire.reference.control.params import BeamSearchParams, PoolingParams, RequestParams, SamplingParams
 from quire.reference.control.request import Event, SchedulerStats
-from quire.reference.engine import ModelFacts
+from quire.reference.engine import ModelFacts, check_prompt
 from quire.reference.output_processor import OutputProcessor, Processed
 from quire.reference.outputs import RequestMetrics, RequestOutput
 from quire.server import messages
@@ -227,6 +228,9 @@ class EngineClient:
         """
         if self.state != "ready":
             raise EngineUnavailable(self.reason)
+        # Now, because what is no token cannot be detokenized, and what has more than 64 bits cannot be sent.
+        check_prompt(prompt_token_ids, self.facts())
+        integer("priority", priority, -MAX_INT)
         request_id = request_id or uuid.uuid4().hex
         metrics = self._processor.add(request_id, prompt_token_ids, params, prompt=prompt, stream=stream)
         generation = Generation(request_id, metrics, self._abort)

@@ -7,12 +7,13 @@ From the outside in (``wrap``)::
     Failures          an exception that nobody else handles becomes a 500 without a word of its inside
     Authentication    no key, no answer
     Admission         503 while draining, 429 beyond the number of requests at once
-    BodyLimit         413 beyond the size of a body
+    Body              413 beyond the size of a body, 400 for text in it that is none
     routes            their errors become responses in errors.py
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import uuid
@@ -31,13 +32,14 @@ from quire.server.state import ServerState
 logger = logging.getLogger("quire.server")
 
 SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+SURROGATES = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")  # as JSON escapes them, and as they stand
 UNLIMITED = ("/health", "/ready", "/metrics")  # must answer when nothing else does
 
 
 def wrap(app: FastAPI, state: ServerState) -> None:
     """Put the middleware in front of ``app``; what is added last is outermost."""
     config = state.config
-    app.add_middleware(BodyLimit, limit=config.max_body_size)
+    app.add_middleware(Body, limit=config.max_body_size)
     app.add_middleware(Admission, state=state)
     app.add_middleware(Authentication, keys=load_api_keys(config), public_metrics=config.public_metrics)
     app.add_middleware(Failures)
@@ -144,7 +146,7 @@ class Admission:
         await respond(error)(scope, receive, send)
 
 
-class BodyLimit:
+class Body:
     """Reads the body, up to ``limit`` bytes, before anything looks at it: every route wants all of it anyway."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
@@ -157,6 +159,7 @@ class BodyLimit:
             return
         announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         chunks: list[bytes] = []
+        error: ApiError | None = None
         too_long = announced.isdigit() and int(announced) > self.limit  # then it is not even begun
         more, size = not too_long, 0
         while more:
@@ -170,10 +173,15 @@ class BodyLimit:
         if too_long:
             error = ApiError(413, f"the body is longer than the {self.limit} bytes that this server takes",
                              code="body_too_large")  # fmt: skip
+        else:
+            content = b"".join(chunks)
+            error = broken_text(content)
+        chunks.clear()
+        if error is not None:
             await respond(error)(scope, receive, send)
             return
-        body: Message | None = {"type": "http.request", "body": b"".join(chunks), "more_body": False}
-        chunks.clear()
+        body: Message | None = {"type": "http.request", "body": content, "more_body": False}
+        del content
 
         async def receive_again() -> Message:
             nonlocal body
@@ -181,3 +189,21 @@ class BodyLimit:
             return await receive() if message is None else message
 
         await self.app(scope, receive_again, send)
+
+
+def broken_text(body: bytes) -> ApiError | None:
+    """The error for a JSON body with half a surrogate pair in it: no character, so that no answer could repeat it."""
+    if SURROGATES.search(body) is None:
+        return None
+    name = None
+    try:
+        fields = json.loads(body)
+        for name, value in fields.items() if isinstance(fields, dict) else ():
+            json.dumps([name, value], ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        param = str(name).encode(errors="backslashreplace").decode()
+        message = f"'{param}' contains half a surrogate pair, which is no character; encode the text anew, as UTF-8"
+        return ApiError(400, message, param=param, code="invalid_value")
+    except (ValueError, RecursionError):
+        pass  # the route says what is wrong
+    return None

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from quire.reference.control.errors import QuireError, RequestError
 
 T = TypeVar("T")
+MAX_INT = 2**63 - 1
 
 
 def number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
@@ -23,10 +24,11 @@ def number(name: str, value: object, low: float, high: float, *, open_low: bool 
 
 
 def integer(name: str, value: object, low: int, high: int | None = None) -> None:
-    """Check an integer that is at least ``low`` and, if given, at most ``high``."""
+    """Check an integer that is at least ``low`` and at most ``high``, or else what 64 bits hold."""
     given = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
-    if given is None or given < low or (high is not None and given > high):
-        limit = f"of at least {low}" if high is None else f"from {low} to {high}"
+    if given is None or not low <= given <= (MAX_INT if high is None else high):
+        limit = f"from {low} to {high}" if high is not None else f"of at least {low}"
+        limit += ", of 64 bits" if high is None and given is not None and given > MAX_INT else ""
         raise RequestError(name, value, "not an allowed integer", f"Give an integer {limit}")
 
 

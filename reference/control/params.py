@@ -14,6 +14,7 @@ from quire.reference.control.checks import flag, integer, known_fields_only, num
 from quire.reference.control.errors import RequestError
 from quire.reference.control.structured import StructuredOutputsParams
 
+MAX_SEQUENCES = 4096  # of one request: each costs work before it is known whether it can run
 MAX_LOGPROBS = 1024  # more per position is a dump of the vocabulary, not a request
 
 
@@ -76,9 +77,9 @@ class SamplingParams:
     structured_outputs: StructuredOutputsParams | None = None
 
     def __post_init__(self) -> None:
-        integer("n", self.n, 1)
+        integer("n", self.n, 1, MAX_SEQUENCES)
         if self.best_of is not None:
-            integer("best_of", self.best_of, 1)
+            integer("best_of", self.best_of, 1, MAX_SEQUENCES)
             if self.best_of < self.n:
                 raise RequestError(
                     "best_of", self.best_of, f"smaller than n={self.n}", "Give best_of ≥ n or leave it out"

@@ -1,0 +1,46 @@
+"""/v1/completions: prompts of every form, and what of them is refused before it costs anything."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.server.conftest import LiveServer
+
+NUMBERS = "n best_of seed top_k min_tokens max_tokens logprobs prompt_logprobs priority"
+
+
+@pytest.fixture(scope="module")
+def post(server: LiveServer):
+    with server.http() as client:
+        yield lambda **body: client.post("/v1/completions", json=body)
+
+
+@pytest.mark.parametrize("token", [-1, 4096, 2**32, 2**70])
+@pytest.mark.parametrize("several", [False, True], ids=["one", "several"])
+def test_what_is_no_token_is_refused_by_the_engines_own_words(post, token: int, several: bool) -> None:
+    prompt = [[5], [5, token]] if several else [5, token]
+    response = post(prompt=prompt, stop=["x"])
+    error = response.json()["error"]
+    assert response.status_code == 400 and error["param"] == "prompt"
+    assert f"{token}: no token of this model, at position 1. Give ids from 0 to 4095" in error["message"]
+
+
+@pytest.mark.parametrize("field", NUMBERS.split())
+@pytest.mark.parametrize("value", [2**70, -(2**70)])
+def test_numbers_beyond_all_measure_are_refused_at_once(post, field: str, value: int) -> None:
+    response = post(prompt="a", **{field: value})
+    assert response.status_code == 400 and response.json()["error"]["param"] == field
+
+
+@pytest.mark.parametrize("field", ["prompt", "stop", "cache_salt", "model", "user"])
+@pytest.mark.parametrize("half", [rb"\uD83d", b"\xed\xa0\xbd"], ids=["escaped", "raw"])
+def test_half_a_character_is_refused_wherever_it_is(server: LiveServer, field: str, half: bytes) -> None:
+    body = json.dumps({"prompt": "a", "max_tokens": 1, field: "half"}).encode().replace(b"half", half)
+    with server.http(headers={"Content-Type": "application/json"}) as client:
+        response = client.post("/v1/completions", content=body)
+        whole = client.post("/v1/completions", content=rb'{"prompt": "\uD83D\uDE00", "max_tokens": 1}')
+    assert response.status_code == 400 and response.json()["error"]["param"] == field
+    assert "surrogate" in response.json()["error"]["message"]
+    assert whole.status_code == 200
