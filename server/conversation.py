@@ -14,7 +14,9 @@ from typing import Any
 
 from quire.reference.control.errors import RequestError
 from quire.reference.control.structured import StructuredOutputsParams
-from quire.server.parsers import Parser, PlainParser
+from quire.reference.outputs import CompletionOutput
+from quire.server.errors import named
+from quire.server.parsers import Delta, Parsed, Parser, PlainParser
 from quire.server.parsers.registry import forced_parser, forced_schema
 from quire.server.prompts import chat_prompt
 from quire.server.protocol.chat import Message, Tool
@@ -64,6 +66,15 @@ class ToolUse:
         return [{"type": "function", "function": function} for function in self.functions]
 
 
+def tool_use(
+    functions: list[dict[str, Any]], choice: str | None, *, named: str | None, parallel: bool | None
+) -> ToolUse:
+    """A request's functions and its choice among them: a word for it, or the name of the one that must be called."""
+    if named in ("none", "auto", "required"):
+        raise RequestError("tool_choice", named, "not the name of a function", "Give the choice itself as a string")
+    return ToolUse(functions, named or choice or ("auto" if functions else "none"), parallel is not False)
+
+
 @dataclass
 class Form:
     """How an answer is to be written and read: constraint, parser, and whether special tokens must stay in the text."""
@@ -72,6 +83,15 @@ class Form:
     new_parser: Callable[[], Parser]
     special_tokens: bool
     new_call_id: Callable[[], str]
+
+    def fixed(self) -> dict[str, Any]:
+        """The sampling parameters that follow from it, whatever the client says."""
+        found: dict[str, Any] = {}
+        if self.structured is not None:
+            found["structured_outputs"] = self.structured
+        if self.special_tokens:
+            found["skip_special_tokens"] = False
+        return found
 
 
 def form(state: ServerState, tools: ToolUse, structured: StructuredOutputsParams | None) -> Form:
@@ -115,13 +135,52 @@ def functions_of(tools: Sequence[Tool] | None) -> list[dict[str, Any]]:
     return [tool.function.model_dump(exclude_none=True, exclude={"strict"}) for tool in tools or ()]
 
 
+def wanted_form(
+    field: str, kind: str | None, schema: dict[str, Any] | None, own: StructuredOutputsParams | None
+) -> StructuredOutputsParams | None:
+    """The form that an answer must have, by OpenAI's ``field`` (its kind and schema) or by one of vLLM's names."""
+    if kind is None or kind == "text":
+        return own
+    if own is not None:
+        raise RequestError(field, kind, "structured_outputs is given too", "Give one of the two")
+    if kind == "json_object":
+        return StructuredOutputsParams(json_object=True)
+    with named({"structured_outputs.json": field}):
+        return StructuredOutputsParams(json={} if schema is None else schema)
+
+
+@dataclass
+class Reader:
+    """Reads one completion as it comes. ``parsed`` is all that it has said so far.
+
+    Calls after the first one are dropped where the client wants only one.
+    """
+
+    parser: Parser
+    parallel: bool
+    parsed: Parsed = field(default_factory=Parsed)
+
+    def read(self, completion: CompletionOutput) -> list[Delta]:
+        """What the new text means."""
+        deltas = self.parser.feed(completion.text)
+        if completion.finish_reason is not None:
+            deltas += self.parser.finish()
+        if not self.parallel:
+            deltas = [delta for delta in deltas if not delta.call]
+        for delta in deltas:
+            self.parsed.add(delta)
+        return deltas
+
+
 async def rendered(
     state: ServerState,
     messages: Sequence[Message],
     tools: ToolUse,
     *,
-    add_generation_prompt: bool | None,
-    continue_final_message: bool | None,
+    add_generation_prompt: bool | None = None,
+    continue_final_message: bool | None = None,
+    reasoning_effort: str | None = None,
+    verbosity: str | None = None,
     chat_template_kwargs: dict[str, Any] | None,
     add_special_tokens: bool = False,
 ) -> tuple[str, list[int]]:
@@ -130,6 +189,7 @@ async def rendered(
         raise RequestError(
             "continue_final_message", True, "add_generation_prompt begins a new message", "Set one of the two to false"
         )
+    further = {"reasoning_effort": reasoning_effort, "verbosity": verbosity}
     return await chat_prompt(
         state.engine.assets,
         for_template(messages, state.chat_template),
@@ -137,7 +197,7 @@ async def rendered(
         chat_template=state.config.chat_template and state.chat_template,
         add_generation_prompt=add_generation_prompt is not False and not continue_final_message,
         continue_final_message=bool(continue_final_message),
-        chat_template_kwargs=chat_template_kwargs,
+        chat_template_kwargs={k: v for k, v in further.items() if v is not None} | (chat_template_kwargs or {}),
         add_special_tokens=add_special_tokens,
     )
 
@@ -168,7 +228,9 @@ def for_template(messages: Sequence[Message], template: str) -> list[dict[str, A
                     "type": "function",
                     "function": {
                         "name": call.function.name,
-                        "arguments": arguments(call.function.arguments, f"messages.{number}.tool_calls.{i}"),
+                        "arguments": arguments(
+                            call.function.arguments, f"messages.{number}.tool_calls.{i}.function.arguments"
+                        ),
                     },
                 }
                 for i, call in enumerate(message.tool_calls)
@@ -193,5 +255,5 @@ def arguments(text: str, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise RequestError(f"{where}.function.arguments", text, "not a JSON object", "Give the arguments as JSON text")
+        raise RequestError(where, text, "not a JSON object", "Give the arguments as JSON text")
     return value

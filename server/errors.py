@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import takewhile
 from typing import Any
 
 from fastapi import Request
@@ -106,7 +105,7 @@ def validation_error(errors: Any) -> ApiError:
     first = (
         causes[0] if causes else max(errors, key=lambda e: len(e["loc"]))
     )  # of a field's types, the one that was meant
-    where = list(takewhile(is_field, first["loc"][1:]))
+    where = [part for part in first["loc"][1:] if is_field(part)]
     param = ".".join(map(str, where)) or None
     if causes:
         error = to_api_error(first["ctx"]["error"])

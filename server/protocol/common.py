@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import BaseModel, Field
 
-from quire.reference.outputs import RequestOutput
+from quire.reference.outputs import CompletionOutput, Logprob, RequestOutput
 from quire.server.protocol.base import RequestModel, accepted
 
 PromptInput: TypeAlias = str | list[int] | list[str] | list[list[int]]
@@ -77,3 +77,18 @@ def prompt_logprobs_json(output: RequestOutput) -> list[dict[str, Any] | None]:
         None if entry is None else {str(token): logprob._asdict() for token, logprob in entry.items()}
         for entry in output.prompt_logprobs or []
     ]
+
+
+def logprobs_json(completion: CompletionOutput, top: int) -> list[dict[str, Any]]:
+    """OpenAI's newer form of log-probabilities: an object per token, with the ``top`` likeliest ones in it."""
+    found = []
+    for token_id, entry in zip(completion.token_ids, completion.logprobs or ()):
+        likeliest = [p for p in entry.values() if p.rank is not None and p.rank <= top]
+        found.append(_token_json(entry[token_id]) | {"top_logprobs": [_token_json(p) for p in likeliest]})
+    return found
+
+
+def _token_json(logprob: Logprob) -> dict[str, Any]:
+    """One token: its text, its log-probability, and the text's bytes."""
+    token = logprob.decoded_token or ""
+    return {"token": token, "logprob": logprob.logprob, "bytes": list(token.encode())}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -14,13 +13,12 @@ from starlette.responses import Response
 from quire.reference.control.errors import RequestError
 from quire.reference.control.params import BeamSearchParams, SamplingParams
 from quire.reference.control.structured import StructuredOutputsParams
-from quire.reference.outputs import CompletionOutput, Logprob, RequestOutput
+from quire.reference.outputs import CompletionOutput, RequestOutput
 from quire.server.client import Generation
-from quire.server.conversation import ToolUse, form, functions_of, rendered
-from quire.server.errors import named
-from quire.server.parsers import Delta, Parsed, Parser
+from quire.server.conversation import Reader, ToolUse, form, functions_of, rendered, tool_use, wanted_form
+from quire.server.parsers import Delta, Parsed
 from quire.server.protocol.chat import ChatCompletion, ChatRequest, NamedToolChoice
-from quire.server.protocol.common import documented, prompt_logprobs_json, usage
+from quire.server.protocol.common import documented, logprobs_json, prompt_logprobs_json, usage
 from quire.server.state import ServerState
 from quire.server.stream import EventStream, answer, event
 
@@ -32,15 +30,6 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Answer a conversation."""
     call = Call(ServerState.of(request), body)
     return await call.stream() if body.stream else await answer(request, call.whole())
-
-
-@dataclass
-class Choice:
-    """One answer while it is being written."""
-
-    parser: Parser
-    parsed: Parsed = field(default_factory=Parsed)
-    begun: bool = False
 
 
 class Call:
@@ -55,27 +44,29 @@ class Call:
             "created": int(time.time()),
             "model": state.check_model(body.model),
         }
-        self.tools = tool_use(body)
+        self.tools = self._tools()
         self.form = form(state, self.tools, self._structured())
         self.params = self._params()
         width = self.params.beam_width if isinstance(self.params, BeamSearchParams) else self.params.n
-        self.choices = [Choice(self.form.new_parser()) for _ in range(width)]
+        self.choices = [Reader(self.form.new_parser(), self.tools.parallel) for _ in range(width)]
         self.prompt_tokens = self.cached_tokens = self.completion_tokens = 0
+
+    def _tools(self) -> ToolUse:
+        body, choice = self.body, self.body.tool_choice
+        functions = functions_of(body.tools)
+        if isinstance(choice, NamedToolChoice):
+            return tool_use(functions, None, named=choice.function.name, parallel=body.parallel_tool_calls)
+        return tool_use(functions, choice, named=None, parallel=body.parallel_tool_calls)
 
     def _structured(self) -> StructuredOutputsParams | None:
         """The form of the answer, by response_format or by one of vLLM's names."""
         wanted, own = self.body.response_format, self.body.structured()
-        if wanted is None or wanted.type == "text":
+        if wanted is None:
             return own
-        if own is not None:
-            raise RequestError("response_format", wanted.type, "structured_outputs is given too", "Give one of the two")
-        if wanted.type == "json_object":
-            return StructuredOutputsParams(json_object=True)
-        if wanted.json_schema is None:
+        if wanted.type == "json_schema" and wanted.json_schema is None:
             raise RequestError("response_format.json_schema", None, "missing", "Give the schema's name and schema")
-        schema = wanted.json_schema.schema_
-        with named({"structured_outputs.json": "response_format"}):
-            return StructuredOutputsParams(json={} if schema is None else schema)
+        schema = None if wanted.json_schema is None else wanted.json_schema.schema_
+        return wanted_form("response_format", wanted.type, schema, own)
 
     def _params(self) -> SamplingParams | BeamSearchParams:
         body = self.body
@@ -92,30 +83,25 @@ class Call:
             raise RequestError(
                 "max_tokens", limits[1], f"max_completion_tokens={limits[0]} is given too", "Give one of the two"
             )
-        fixed: dict[str, Any] = {}
-        if self.form.structured is not None:
-            fixed["structured_outputs"] = self.form.structured
-        if self.form.special_tokens:
-            fixed["skip_special_tokens"] = False
         return body.engine_params(
             self.state.engine.assets.defaults,
             max_tokens=limits[1] if limits[0] is None else limits[0],
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-            **fixed,
+            **self.form.fixed(),
         )
 
     async def start(self, *, stream: bool) -> Generation:
         """Render the conversation and hand it to the engine."""
         body = self.body
-        further = {"reasoning_effort": body.reasoning_effort, "verbosity": body.verbosity}
         text, token_ids = await rendered(
             self.state,
             body.messages,
             self.tools,
             add_generation_prompt=body.add_generation_prompt,
             continue_final_message=body.continue_final_message,
-            chat_template_kwargs={k: v for k, v in further.items() if v is not None}
-            | (body.chat_template_kwargs or {}),
+            reasoning_effort=body.reasoning_effort,
+            verbosity=body.verbosity,
+            chat_template_kwargs=body.chat_template_kwargs,
         )
         self.prompt_tokens = len(token_ids)
         return await self.state.add(
@@ -146,7 +132,7 @@ class Call:
         choices = []
         for completion in output.outputs:
             choice = self.choices[completion.index]
-            self._read(choice, completion)
+            choice.read(completion)
             entry = {
                 "index": completion.index,
                 "message": self._message(choice.parsed),
@@ -191,7 +177,7 @@ class Call:
     def _chunks(self, completion: CompletionOutput) -> list[dict[str, Any]]:
         """What is new of one answer. Log-probabilities and token ids go with the first chunk, the end with the last."""
         choice = self.choices[completion.index]
-        deltas = [self._delta(delta) for delta in self._read(choice, completion)]
+        deltas = [self._delta(delta) for delta in choice.read(completion)]
         ended = completion.finish_reason is not None
         logprobs = self._logprobs(completion)
         if not deltas and (ended or (logprobs is not None and logprobs["content"])):
@@ -216,17 +202,6 @@ class Call:
         }
 
     # --- parts --------------------------------------------------------------------------------------------------------
-
-    def _read(self, choice: Choice, completion: CompletionOutput) -> list[Delta]:
-        """What the new text means. Calls after the first one are dropped where the client wants only one."""
-        deltas = choice.parser.feed(completion.text)
-        if completion.finish_reason is not None:
-            deltas += choice.parser.finish()
-        if not self.tools.parallel:
-            deltas = [delta for delta in deltas if not delta.call]
-        for delta in deltas:
-            choice.parsed.add(delta)
-        return deltas
 
     def _delta(self, delta: Delta) -> dict[str, Any]:
         """A delta as OpenAI sends it: a call's first piece has its id and name."""
@@ -259,12 +234,7 @@ class Call:
         """OpenAI's newer form: an object per token, with the likeliest ones in it."""
         if completion.logprobs is None:
             return None
-        top = self.body.top_logprobs or 0
-        content = []
-        for token_id, entry in zip(completion.token_ids, completion.logprobs):
-            likeliest = [p for p in entry.values() if p.rank is not None and p.rank <= top]
-            content.append(token_json(entry[token_id]) | {"top_logprobs": [token_json(p) for p in likeliest]})
-        return {"content": content, "refusal": None}
+        return {"content": logprobs_json(completion, self.body.top_logprobs or 0), "refusal": None}
 
     def _about_prompt(self, output: RequestOutput) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -282,24 +252,6 @@ class Call:
         return usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens)
 
 
-def tool_use(body: ChatRequest) -> ToolUse:
-    """The request's tools and its choice among them."""
-    functions = functions_of(body.tools)
-    choice = body.tool_choice
-    if isinstance(choice, NamedToolChoice):
-        name = choice.function.name
-        if name in ("none", "auto", "required"):
-            raise RequestError("tool_choice", name, "not the name of a function", "Give the choice itself as a string")
-        return ToolUse(functions, name, body.parallel_tool_calls is not False)
-    return ToolUse(functions, choice or ("auto" if functions else "none"), body.parallel_tool_calls is not False)
-
-
 def finish_reason(completion: CompletionOutput, parsed: Parsed) -> str | None:
     """OpenAI's word for why an answer ended."""
     return "tool_calls" if parsed.tool_calls and completion.finish_reason == "stop" else completion.finish_reason
-
-
-def token_json(logprob: Logprob) -> dict[str, Any]:
-    """One token: its text, its log-probability, and the text's bytes."""
-    token = logprob.decoded_token or ""
-    return {"token": token, "logprob": logprob.logprob, "bytes": list(token.encode())}
