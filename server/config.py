@@ -28,6 +28,7 @@ class ServerConfig:
     allow_credentials        credentials for CORS
     max_body_size            bytes of a request's body at most; more is refused with 413
     max_concurrent_requests  requests at once at most, per API process; more are refused with 429 and Retry-After
+    max_stored_responses     responses kept in memory at most, per API process, for previous_response_id
     request_timeout          seconds that one request may take in the engine; None = no limit
     shutdown_timeout         seconds that running requests get to finish after SIGTERM
     restart_engine           start the engine's process again when it dies; else the server ends with it
@@ -52,6 +53,7 @@ class ServerConfig:
     allow_credentials: bool = False
     max_body_size: int = 32 << 20
     max_concurrent_requests: int = 1024
+    max_stored_responses: int = 1000
     request_timeout: float | None = None
     shutdown_timeout: float = 30.0
     restart_engine: bool = False
@@ -75,7 +77,8 @@ class ServerConfig:
                 raise ConfigError(f.name, value, "neither True nor False", "Give one of the two")
             elif "str" in str(f.type) and not isinstance(value, str) and not (value is None and f.default is None):
                 raise ConfigError(f.name, value, "not a text", "Give a string")
-        for name, least in {"max_body_size": 1, "max_concurrent_requests": 1, "api_server_count": 1, "port": 0}.items():
+        at_least = {"max_body_size": 1, "max_concurrent_requests": 1, "max_stored_responses": 0, "api_server_count": 1}
+        for name, least in {**at_least, "port": 0}.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(name, value, "not an allowed integer", f"Give an integer of at least {least}")

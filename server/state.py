@@ -23,6 +23,7 @@ from quire.server.errors import ApiError, named
 from quire.server.metrics import Metrics
 from quire.server.parsers import Parser
 from quire.server.parsers.registry import ToolFormat, reasoning_parser, tool_format
+from quire.server.response_store import ResponseStore
 from quire.server.tracing import Tracing, tracing_to
 
 
@@ -39,12 +40,14 @@ class ServerState:
     draining: bool = False
     num_running: int = 0
     metrics: Metrics = field(init=False)
+    responses: ResponseStore = field(init=False)
     tracing: Tracing | None = field(init=False)
     _idle: asyncio.Event = field(init=False, default_factory=asyncio.Event)
     created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(self.engine, self.model_names[0])
+        self.responses = ResponseStore(self.config.max_stored_responses, self.config.api_server_count)
         self.engine.observe = self.metrics.observe
         self.tracing = tracing_to(self.config.otlp_traces_endpoint)
 

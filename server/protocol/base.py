@@ -70,9 +70,11 @@ class FieldRow(NamedTuple):
 
 
 def field_table(model: type[RequestModel]) -> list[FieldRow]:
-    """Every field of a request, classified."""
+    """Every field of a request, classified. A model may refuse what the one that it extends knows."""
     rows = []
     for name, info in model.model_fields.items():
+        if name in model.REFUSED:
+            continue
         extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
         why = extra.get("x-quire-accepted")
         rows.append(FieldRow(name, "implemented" if why is None else "accepted", str(why or info.description or "")))
