@@ -15,7 +15,7 @@ from quire.reference.outputs import RequestOutput
 from quire.reference.tokenizer import encode
 from quire.server.client import Generation
 from quire.server.conversation import Reader, form, rendered, tool_use, wanted_form
-from quire.server.errors import to_api_error
+from quire.server.errors import named
 from quire.server.parsers import PlainParser
 from quire.server.protocol.chat import Message
 from quire.server.protocol.common import documented, logprobs_json
@@ -35,8 +35,6 @@ from quire.server.state import ServerState
 from quire.server.stream import EventStream, answer, error_event, event, json_response
 
 router = APIRouter()
-
-PARAMS = {"prompt": "input", "messages": "input", "max_tokens": "max_output_tokens"}  # other names for the engine's
 
 
 @router.post("/v1/responses", responses=documented(ResponseObject, "the response, or a stream of typed events"))
@@ -117,29 +115,36 @@ class Call:
 
     async def start(self, *, stream: bool) -> Generation:
         """Render the conversation and hand it to the engine."""
-        try:
+        body = self.body
+        with named({"messages": "input"}):
             text, token_ids = await self._prompt()
-            self.prompt_tokens = len(token_ids)
-            return await self.state.add(
-                token_ids,
-                self.state.with_bad_words(self.params),
-                prompt=text,
-                stream=stream,
-                priority=self.body.priority or 0,
-                cache_salt=self.body.cache_salt,
-            )
-        except RequestError as error:
-            api_error = to_api_error(error)
-            api_error.param = PARAMS.get(api_error.param or "", api_error.param)
-            raise api_error from None
+        self.prompt_tokens = len(token_ids)
+        return await self.state.add(
+            token_ids,
+            self.state.with_bad_words(self.params),
+            prompt=text,
+            stream=stream,
+            priority=body.priority or 0,
+            cache_salt=body.cache_salt,
+            names=self._names(),
+        )
+
+    def _names(self) -> dict[str, str]:
+        """What the client calls that which the engine checks."""
+        names = {"prompt_token_ids": "input", "max_tokens": "max_output_tokens", **self.body.structured_names()}
+        if self.tools.forced:
+            names["structured_outputs.json"] = "tools"
+        elif self.body.text is not None and self.body.text.format is not None:
+            names["structured_outputs.json"] = "text.format"
+        return names
 
     async def _prompt(self) -> tuple[str, list[int]]:
         """The whole conversation; with truncation its latest turns, as many as leave room for the answer."""
         prompt = await self._render(self.messages)
-        facts = self.state.engine.model
-        if self.body.truncation != "auto" or facts is None:
+        if self.body.truncation != "auto":
             return prompt
-        room = facts.max_model_len - min(self.body.max_output_tokens or 1, facts.max_model_len // 2)
+        context = self.state.engine.facts().max_model_len
+        room = context - min(self.body.max_output_tokens or 1, context // 2)
         shorter = ends(self.messages)
         if len(prompt[1]) <= room or not shorter:
             return prompt

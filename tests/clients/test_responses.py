@@ -357,6 +357,8 @@ def content(**part) -> dict:
         ({"prompt": {"id": "p"}}, "prompt"),
         ({"include": ["file_search_call.results"]}, "include.0"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
+        ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "odd"}}}}, "text.format"),
+        ({"tools": [LIGHT | {"parameters": {"type": "odd"}}], "tool_choice": "required"}, "tools"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"temperature": -1}, "temperature"),
         ({"metadata": {f"k{i}": "v" for i in range(17)}}, "metadata"),
