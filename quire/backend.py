@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quire.reference import checkpoint
 from quire.reference.config import EngineConfig
 from quire.reference.control.errors import ConfigError
 
@@ -30,16 +31,12 @@ def choose(config: EngineConfig) -> str:
 
 def model_path(config: EngineConfig) -> Path:
     """The folder of the checkpoint, downloaded if ``config.model`` is a hub name."""
-    from quire.reference.models import resolve
-
-    return resolve(config.model, config.revision)
+    return checkpoint.resolve(config.model, config.revision)
 
 
 def generation_defaults(path: Path) -> dict[str, Any]:
     """What the checkpoint's generation config asks for, by the names of ``SamplingParams``, and ``eos_token_ids``."""
-    from quire.reference.models import generation_defaults
-
-    return generation_defaults(path)
+    return checkpoint.generation_defaults(path)
 
 
 def device(config: EngineConfig) -> str:

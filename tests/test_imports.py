@@ -188,6 +188,17 @@ def test_control_plane_runs_without_torch() -> None:
     assert out == "False"
 
 
+def test_an_api_process_runs_without_torch() -> None:
+    """With tokenizer, application and all routes: N of them in front of one engine shall be cheap."""
+    code = (
+        "import sys; from quire import EngineConfig; from quire.assets import load_assets;"
+        "from quire.server.app import build_app; from quire.server.client import EngineClient;"
+        "app = build_app(EngineClient('ipc:///nowhere', load_assets(EngineConfig())));"
+        "app.state.quire.check_settings(); print('torch' in sys.modules)"
+    )
+    assert python(code) == "False"
+
+
 def test_public_names() -> None:
     """Each name of the face is where the face says, and an unknown one is an AttributeError."""
     import quire

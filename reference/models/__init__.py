@@ -20,11 +20,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from quire.reference.checkpoint import resolve
 from quire.reference.control.errors import CheckpointError, ConfigError
 from quire.reference.models.config import ModelConfig, load_config
 from quire.reference.models.gpt2 import GPT2
 from quire.reference.models.llama import Llama
-from quire.reference.models.loader import choose_dtype, generation_defaults, load_weights, resolve
+from quire.reference.models.loader import choose_dtype, load_weights
 from quire.reference.models.opt import OPT
 from quire.reference.ops import AttnMeta
 
@@ -35,10 +36,8 @@ __all__ = [
     "ModelConfig",
     "build",
     "choose_dtype",
-    "generation_defaults",
     "load_config",
     "load_model",
-    "resolve",
 ]
 
 

@@ -6,7 +6,6 @@ spellings end. What quire cannot run is refused here, before a single weight is 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 
+from quire.reference.checkpoint import read_json, token_ids
 from quire.reference.control.errors import CheckpointError
 from quire.reference.models.rope import Rope, parse_rope
 
@@ -84,19 +84,6 @@ def load_config(path: Path) -> ModelConfig:
     return parse_config(read_json(path / "config.json", "Give a folder saved by save_pretrained, or a hub name"))
 
 
-def read_json(file: Path, remedy: str) -> dict[str, Any]:
-    """The object in ``file``; a missing or broken file is a CheckpointError with ``remedy``."""
-    if not file.is_file():
-        raise CheckpointError("model", str(file.parent), f"there is no {file.name} in it", remedy)
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise CheckpointError(file.name, str(file), f"not readable as JSON ({error})", "Download it again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(file.name, str(file), "not a JSON object", "Download it again")
-    return value
-
-
 def parse_config(raw: dict[str, Any]) -> ModelConfig:
     """From the content of config.json."""
     names = raw.get("architectures") or [None]
@@ -134,11 +121,6 @@ def _choice(raw: dict[str, Any], name: str, default: Any, allowed: tuple[Any, ..
             f"Use a model with {' or '.join(map(repr, allowed))}",
         )
     return value
-
-
-def token_ids(value: int | list[int] | None) -> tuple[int, ...]:
-    """End-of-text ids come as one integer or as a list."""
-    return () if value is None else (value,) if isinstance(value, int) else tuple(value)
 
 
 def _dtype(raw: dict[str, Any]) -> torch.dtype:

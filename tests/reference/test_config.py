@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from quire import ConfigError, EngineConfig, RequestError
-from quire.reference.models import resolve
+from quire.reference.checkpoint import resolve
 from quire.reference.tokenizer import encode, load_tokenizer
 from quire.zoo import model_path
 

@@ -264,7 +264,8 @@ MISTAKES = {
 
 @pytest.mark.parametrize(("arguments", "named"), MISTAKES.values(), ids=MISTAKES.keys())
 def test_a_mistake_in_the_settings_is_one_line_and_status_2(arguments, named):
-    done = subprocess.run([sys.executable, "-m", "quire.server", *arguments], capture_output=True, text=True)
+    command = [sys.executable, "-m", "quire.server", "--port", "0", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
     complaints = [line for line in done.stderr.splitlines() if line.startswith("quire: ")]
     assert done.returncode == 2 and len(complaints) == 1 and named in complaints[0], done.stderr
     assert "Traceback" not in done.stderr

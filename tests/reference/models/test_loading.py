@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from quire.reference.checkpoint import generation_defaults, resolve
 from quire.reference.control.errors import CheckpointError, ConfigError, QuireError
-from quire.reference.models import REGISTRY, choose_dtype, generation_defaults, load_config, resolve
+from quire.reference.models import REGISTRY, choose_dtype, load_config
 from quire.reference.models.config import FAMILIES, parse_config
 from tests.reference.models.driver import CONFIGS, LLAMA3, Paged, hf_model, load, save
 
