@@ -7,6 +7,7 @@ here what it means there.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,35 @@ def bad_words_token_ids(tokenizer: Any, words: Sequence[str]) -> tuple[tuple[int
             if ids:
                 found[ids] = None
     return tuple(found)
+
+
+def token_bytes(tokenizer: Any, token_id: int, text: str) -> bytes | None:
+    """The bytes that a token adds to a text; None where its vocabulary does not tell.
+
+    ``text`` is what the token decodes to by itself. That tells the bytes unless they are a part of a character, which
+    decodes to U+FFFD. Then the vocabulary's entry tells, which spells bytes as the characters of GPT-2's alphabet, or
+    is one of SentencePiece's <0x00> to <0xFF>.
+    """
+    if "\ufffd" not in text:
+        return text.encode()
+    entry = tokenizer.convert_ids_to_tokens(token_id)
+    if isinstance(entry, bytes):
+        return entry
+    if re.fullmatch("<0x[0-9A-F]{2}>", entry):
+        return bytes.fromhex(entry[3:5])
+    if all(character in GPT2_BYTES for character in entry):
+        return bytes(GPT2_BYTES[character] for character in entry)
+    return text.encode() if "\ufffd" in entry else None  # U+FFFD itself may be a token
+
+
+def _gpt2_bytes() -> dict[str, int]:
+    """GPT-2's alphabet: Latin-1's visible characters are their own bytes; the others follow from U+0100 on."""
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in visible]
+    return {chr(byte): byte for byte in visible} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+GPT2_BYTES = _gpt2_bytes()
 
 
 def render_chat(

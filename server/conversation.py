@@ -22,6 +22,11 @@ from quire.server.prompts import chat_prompt
 from quire.server.protocol.chat import Message, Tool
 from quire.server.state import ServerState
 
+# Variables of a chat template that have fields of their own, or are none of a client's business.
+SAID_ELSEWHERE = (
+    "messages", "conversation", "tools", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize",
+)  # fmt: skip
+
 
 @dataclass
 class ToolUse:
@@ -190,6 +195,9 @@ async def rendered(
             "continue_final_message", True, "add_generation_prompt begins a new message", "Set one of the two to false"
         )
     further = {"reasoning_effort": reasoning_effort, "verbosity": verbosity}
+    for name in chat_template_kwargs or ():
+        if name in SAID_ELSEWHERE:
+            raise RequestError("chat_template_kwargs", name, "not for the client to say here", "Leave it out")
     return await chat_prompt(
         state.engine.assets,
         for_template(messages, state.chat_template),
@@ -214,6 +222,9 @@ def for_template(messages: Sequence[Message], template: str) -> list[dict[str, A
         role: str = message.role
         if role == "developer" and "developer" not in template:
             role = "system"  # what OpenAI's models call it by a newer name
+        said = (message.content, message.tool_calls, message.refusal, message.reasoning_content, message.reasoning)
+        if all(part is None for part in said):
+            raise RequestError(f"messages.{number}.content", None, "missing", "Say what the message says")
         turn: dict[str, Any] = {"role": role, "content": text_of(message)}
         for name in ("name", "tool_call_id"):
             if getattr(message, name) is not None:

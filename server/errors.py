@@ -18,11 +18,10 @@ from starlette.exceptions import HTTPException
 from quire.reference.control.errors import QuireError, RequestError
 from quire.server.client import EngineUnavailable, RequestTimeout
 from quire.server.context import current
+from quire.server.protocol.base import FieldRefused
 
 TYPES = {
-    401: "authentication_error",
     403: "permission_error",
-    404: "not_found_error",
     429: "rate_limit_error",
     503: "service_unavailable",
 }  # else "invalid_request_error" below 500, "server_error" from there
@@ -63,10 +62,11 @@ def to_api_error(error: Exception) -> ApiError:
     match error:
         case ApiError():
             return error
+        case FieldRefused():
+            return ApiError(400, str(error), param=error.field, code="unsupported_parameter")
         case QuireError():
-            too_long = "max_model_len" in error.problem
-            param = PARAMS.get(error.field, error.field)
-            return ApiError(400, str(error), param=param, code="context_length_exceeded" if too_long else None)
+            code = "context_length_exceeded" if "max_model_len" in error.problem else "invalid_value"
+            return ApiError(400, str(error), param=PARAMS.get(error.field, error.field), code=code)
         case RequestValidationError():
             return validation_error(error.errors())
         case EngineUnavailable():
@@ -74,13 +74,29 @@ def to_api_error(error: Exception) -> ApiError:
         case RequestTimeout():
             return ApiError(504, str(error), code="timeout")
         case HTTPException():
-            return ApiError(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+            return http_error(error)
         case _:
             return ApiError(500, "the server failed at this request; its log says how", code="internal_error")
 
 
 # The engine's names of fields that a client knows by another one.
 PARAMS = {"prompt_token_ids": "prompt", "params": None}
+
+
+def http_error(error: HTTPException) -> ApiError:
+    """What the framework refuses before a route has a say."""
+    headers = dict(error.headers or {})
+    match error.status_code:
+        case 400:
+            message = "the body cannot be parsed: it is nested too deeply, has an endless number, or is no text"
+            return ApiError(400, message, code="invalid_json")
+        case 404:
+            return ApiError(404, "Invalid URL: nothing is here; /openapi.json lists the endpoints", code="unknown_url")
+        case 405:
+            message = f"Not allowed with this method; {headers.get('Allow', 'another one')} is"
+            return ApiError(405, message, code="method_not_allowed", headers=headers)
+        case status:
+            return ApiError(status, str(error.detail), headers=headers)
 
 
 @contextmanager
@@ -102,10 +118,12 @@ def place(field: str, index: int, count: int) -> str:
 def validation_error(errors: Any) -> ApiError:
     """pydantic's findings as one error that names the first culprit by its path in the body."""
     causes = [e for e in errors if isinstance(e.get("ctx", {}).get("error"), QuireError)]
-    first = (
-        causes[0] if causes else max(errors, key=lambda e: len(e["loc"]))
-    )  # of a field's types, the one that was meant
-    where = [part for part in first["loc"][1:] if is_field(part)]
+    # Of the types that a field may have, the one that was meant is where the error is deepest.
+    first = causes[0] if causes else max(errors, key=lambda e: len(e["loc"]))
+    path = first["loc"][1:]
+    where = [part for part in path if is_field(part)]
+    if first["type"] == "extra_forbidden":
+        where = [*filter(is_field, path[:-1]), path[-1][:80]]  # the client's own word
     param = ".".join(map(str, where)) or None
     if causes:
         error = to_api_error(first["ctx"]["error"])
@@ -114,7 +132,7 @@ def validation_error(errors: Any) -> ApiError:
     match first["type"]:
         case "json_invalid":
             return ApiError(400, f"the body is not valid JSON: {first['ctx']['error']}", code="invalid_json")
-        case "model_attributes_type":
+        case "model_attributes_type" if param is None:
             return ApiError(400, "the body is not a JSON object sent as application/json", code="invalid_json")
         case "extra_forbidden":
             message = f"Unrecognized request argument supplied: {param}. Leave it out, or correct its spelling"
@@ -125,7 +143,8 @@ def validation_error(errors: Any) -> ApiError:
         case _:
             shown = repr(first.get("input"))
             shown = shown if len(shown) <= 80 else f"{shown[:60]}… ({len(shown)} characters)"
-            message = f"Invalid value for '{param}': {first['msg']} (given: {shown})"
+            problem = "Input should be an object" if first["type"] == "model_attributes_type" else first["msg"]
+            message = f"Invalid value for '{param}': {problem} (given: {shown})"
             return ApiError(400, message, param=param, code="invalid_value")
 
 

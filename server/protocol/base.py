@@ -30,6 +30,10 @@ def report_first(schema: Any) -> None:
         report_first(part)
 
 
+class FieldRefused(RequestError):
+    """A field that OpenAI knows and quire does not."""
+
+
 class RequestModel(BaseModel):
     """Base of all request bodies: unknown names are refused; ``null`` means that a field was not given."""
 
@@ -44,7 +48,7 @@ class RequestModel(BaseModel):
             return body
         for name, (problem, remedy) in cls.REFUSED.items():
             if body.get(name) is not None:
-                raise RequestError(name, body[name], problem, remedy)
+                raise FieldRefused(name, body[name], problem, remedy)
         known = {info.alias or name for name, info in cls.model_fields.items()}
         unknown = next((name for name in body if name not in known), None)  # one is enough to say so
         return {name: value for name, value in body.items() if value is not None and (name in known or name == unknown)}

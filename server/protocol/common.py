@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BaseModel, Field
 
 from quire.reference.outputs import CompletionOutput, Logprob, RequestOutput
+from quire.reference.tokenizer import token_bytes
 from quire.server.protocol.base import RequestModel, accepted
 
 PromptInput: TypeAlias = str | list[int] | list[str] | list[list[int]]
@@ -79,16 +80,16 @@ def prompt_logprobs_json(output: RequestOutput) -> list[dict[str, Any] | None]:
     ]
 
 
-def logprobs_json(completion: CompletionOutput, top: int) -> list[dict[str, Any]]:
+def logprobs_json(tokenizer: Any, completion: CompletionOutput, top: int) -> list[dict[str, Any]]:
     """OpenAI's newer form of log-probabilities: an object per token, with the ``top`` likeliest ones in it."""
+
+    def token(token_id: int, logprob: Logprob) -> dict[str, Any]:
+        text = logprob.decoded_token or ""
+        own = token_bytes(tokenizer, token_id, text)
+        return {"token": text, "logprob": logprob.logprob, "bytes": None if own is None else list(own)}
+
     found = []
     for token_id, entry in zip(completion.token_ids, completion.logprobs or ()):
-        likeliest = [p for p in entry.values() if p.rank is not None and p.rank <= top]
-        found.append(_token_json(entry[token_id]) | {"top_logprobs": [_token_json(p) for p in likeliest]})
+        likeliest = [token(i, p) for i, p in entry.items() if p.rank is not None and p.rank <= top]
+        found.append(token(token_id, entry[token_id]) | {"top_logprobs": likeliest})
     return found
-
-
-def _token_json(logprob: Logprob) -> dict[str, Any]:
-    """One token: its text, its log-probability, and the text's bytes."""
-    token = logprob.decoded_token or ""
-    return {"token": token, "logprob": logprob.logprob, "bytes": list(token.encode())}

@@ -41,7 +41,7 @@ class EmbeddingRequest(RequestModel):
     )
     add_special_tokens: bool | None = Field(None, description="put the begin token before texts; default true")
     priority: int | None = Field(None, description="lower runs first, with scheduling_policy=priority")
-    cache_salt: str | None = Field(None, description="keeps its blocks apart in the prefix cache")
+    cache_salt: str | None = Field(None, min_length=1, description="keeps its blocks apart in the prefix cache")
 
     def pooling_params(self) -> PoolingParams:
         """The engine's parameters. Raises ``RequestError``."""

@@ -64,7 +64,7 @@ class SamplingFields(RequestModel):
     guided_choice: list[str] | None = Field(None, description="older name of structured_outputs.choice")
     guided_grammar: str | None = Field(None, description="older name of structured_outputs.grammar")
     priority: int | None = Field(None, description="lower runs first, with scheduling_policy=priority")
-    cache_salt: str | None = Field(None, description="keeps its blocks apart in the prefix cache")
+    cache_salt: str | None = Field(None, min_length=1, description="keeps its blocks apart in the prefix cache")
     return_token_ids: bool | None = Field(None, description="add prompt_token_ids and token_ids to the response")
 
     def engine_params(
@@ -93,8 +93,11 @@ class SamplingFields(RequestModel):
             raise RequestError(
                 "structured_outputs", asked, "more than one form of the text is asked for", "Give one of them"
             )
-        with named(self.structured_names()):
-            return StructuredOutputsParams(**asked[0]) if asked else None
+        if not asked:
+            return None
+        unknown = {name: f"structured_outputs.{name}" for name in asked[0]}  # what is known is called so already
+        with named({**unknown, **self.structured_names()}):
+            return StructuredOutputsParams(**asked[0])
 
     def structured_names(self) -> dict[str, str]:
         """For ``named``: the older names, where the client used one."""

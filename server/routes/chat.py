@@ -234,7 +234,8 @@ class Call:
         """OpenAI's newer form: an object per token, with the likeliest ones in it."""
         if completion.logprobs is None:
             return None
-        return {"content": logprobs_json(completion, self.body.top_logprobs or 0), "refusal": None}
+        tokenizer = self.state.engine.assets.get_tokenizer()
+        return {"content": logprobs_json(tokenizer, completion, self.body.top_logprobs or 0), "refusal": None}
 
     def _about_prompt(self, output: RequestOutput) -> dict[str, Any]:
         found: dict[str, Any] = {}

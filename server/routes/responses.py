@@ -206,7 +206,8 @@ class Call:
         for completion in output.outputs:
             self.completion_tokens += len(completion.token_ids)
             asked = completion.logprobs is not None
-            logprobs = logprobs_json(completion, self.body.top_logprobs or 0) if asked else None
+            tokenizer = self.state.engine.assets.get_tokenizer()
+            logprobs = logprobs_json(tokenizer, completion, self.body.top_logprobs or 0) if asked else None
             events += self.output.add(self.reader.read(completion), logprobs)
             if completion.finish_reason is not None:
                 self.finish_reason, self.error = completion.finish_reason, completion.error

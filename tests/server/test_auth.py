@@ -78,7 +78,7 @@ def test_a_wrong_key_is_refused_with_openais_error(header: str) -> None:
             response = await client.get("/version", headers={"Authorization": header})
             error = response.json()["error"]
             assert response.status_code == 401
-            assert (error["type"], error["param"], error["code"]) == ("authentication_error", None, "invalid_api_key")
+            assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", None, "invalid_api_key")
             assert response.headers["WWW-Authenticate"] == "Bearer" and response.headers["X-Request-Id"]
 
     asyncio.run(main())
