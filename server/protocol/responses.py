@@ -108,12 +108,7 @@ class ReasoningItem(RequestModel):
     status: Status = None
 
 
-ITEMS = {
-    "message": MessageItem,
-    "function_call": FunctionCallItem,
-    "function_call_output": FunctionCallOutputItem,
-    "reasoning": ReasoningItem,
-}
+ITEMS = ["message", "function_call", "function_call_output", "reasoning"]
 
 
 def _kind(item: Any) -> str:
@@ -183,9 +178,11 @@ class TextFormat(RequestModel):
     strict: Annotated[bool | None, accepted("the answer is always held to the schema")] = None
 
     @model_validator(mode="after")
-    def _has_schema(self) -> TextFormat:
+    def _schema_where_it_belongs(self) -> TextFormat:
         if self.type == "json_schema" and self.schema_ is None:
             raise RequestError("schema", None, "missing", "Give the schema, beside its name")
+        if self.type != "json_schema" and self.schema_ is not None:
+            raise RequestError("schema", self.schema_, f"the type is {self.type}", 'Set type to "json_schema"')
         return self
 
 

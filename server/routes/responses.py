@@ -106,12 +106,13 @@ class Call:
                 "which tokens are the text's is unknown where calls or reasoning are told from it",
                 "Leave it out, or ask /v1/chat/completions",
             )  # fmt: skip
-        return body.engine_params(
-            self.state.engine.assets.defaults,
-            max_tokens=body.max_output_tokens,
-            logprobs=(body.top_logprobs or 0) if with_logprobs else None,
-            **self.form.fixed(),
-        )
+        with named({"max_tokens": "max_output_tokens"}):
+            return body.engine_params(
+                self.state.engine.assets.defaults,
+                max_tokens=body.max_output_tokens,
+                logprobs=(body.top_logprobs or 0) if with_logprobs else None,
+                **self.form.fixed(),
+            )
 
     async def start(self, *, stream: bool) -> Generation:
         """Render the conversation and hand it to the engine."""

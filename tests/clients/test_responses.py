@@ -338,6 +338,8 @@ def content(**part) -> dict:
     "change, param",
     [
         ({"input": []}, "input"),
+        ({"input": ["x"]}, "input.0"),
+        ({"input": [{"type": {"any": "thing"}}]}, "input.0.type"),
         ({"input": [{"role": "robot", "content": "x"}]}, "input.0.role"),
         ({"input": [{"type": "web_search_call", "id": "x"}]}, "input.0.type"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0.type"),
@@ -359,7 +361,9 @@ def content(**part) -> dict:
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
         ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "odd"}}}}, "text.format"),
         ({"tools": [LIGHT | {"parameters": {"type": "odd"}}], "tool_choice": "required"}, "tools"),
+        ({"text": {"format": {"type": "text", "schema": {}}}}, "text.format.schema"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"max_output_tokens": 10**30}, "max_output_tokens"),
         ({"temperature": -1}, "temperature"),
         ({"metadata": {f"k{i}": "v" for i in range(17)}}, "metadata"),
         ({"extra_body": {"n": 2}}, "n"),
