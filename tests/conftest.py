@@ -12,9 +12,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from tests.server.conftest import LiveServer
 
 # Before anything imports torch, and inherited by every process that a test starts. One thread: several test processes
 # share few cores, and the number of threads may change the last bits of a sum.
@@ -70,6 +74,16 @@ def one_name_per_module() -> Iterator[None]:
         if name.partition(".")[0] in LINKED and _inside_checkout(getattr(module, "__file__", None))
     ]
     assert not bare, f"imported by their bare names: {bare}; write quire.…"
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[LiveServer]:
+    """A server on the embedded model with few, small blocks, so that requests meet, share and wait."""
+    from quire.reference.config import EngineConfig
+    from tests.server.conftest import serve
+
+    with serve(EngineConfig(num_blocks=400, max_num_seqs=32, max_num_batched_tokens=256)) as live:
+        yield live
 
 
 def tracked(*folders: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The servers that outside clients talk to, one per kind of engine, shared by all tests of a session."""
+"""A server whose model does as one would wish; ``server`` (tests/conftest.py) is the one of the embedded model."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.server.conftest import LiveServer, serve, server
+from tests.server.conftest import LiveServer, serve
 from tests.server.scripted import scripted_engine
-
-__all__ = ["server"]
 
 RULES = [
     (

@@ -47,7 +47,6 @@ def test_streamed_chat_is_the_whole_chat(server):
     assert chunks[-1].usage == whole.usage and whole.usage.completion_tokens > 0
 
 
-@pytest.mark.asyncio
 async def test_async_chat_is_the_sync_chat(server):
     with sdk(server) as client:
         expected = client.chat.completions.create(messages=HELLO, **greedy(server))

@@ -1,6 +1,6 @@
 """A live server for tests: real HTTP on a free port, real messages, the engine in a thread.
 
-``serve(...)`` is the general form; ``server`` is one on the embedded model that all tests of a session share.
+``serve(...)`` is the general form; the fixture ``server`` is one on the embedded model that all tests share.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import httpx
-import pytest
 import uvicorn
 
 from quire.reference.config import EngineConfig
@@ -63,10 +62,3 @@ def serve(
         finally:
             uv.should_exit = True
             thread.join(30)
-
-
-@pytest.fixture(scope="session")
-def server() -> Iterator[LiveServer]:
-    """The embedded model with few, small blocks, so that requests meet, share and wait."""
-    with serve(EngineConfig(num_blocks=400, max_num_seqs=32, max_num_batched_tokens=256)) as live:
-        yield live

@@ -23,18 +23,20 @@ Rule = tuple[Callable[[str], bool], str]  # (does it hold of the rendered prompt
 
 @dataclass
 class Row:
-    """A sequence: its tokens, how many of them are the prompt, and what it was asked for."""
+    """A sequence: its tokens, how many of them are the prompt, what it was asked for, and the answer it is giving."""
 
     tokens: list[int]
     prompt_len: int
     params: object
+    answer: list[int] | None = None
 
 
 @dataclass
 class ScriptedRunner:
-    """Answers a prompt by the first rule that holds of it, then emits ``eos``; a prompt of no rule fails loudly.
+    """Answers a prompt by the first rule that holds of it and may begin, then emits ``eos``. Without one a step fails.
 
-    Where a mask forbids the script's token the step fails too: a script that breaks its grammar is a wrong test.
+    A mask may forbid an answer's first token: then another rule's turn has come. Where it forbids a later one the step
+    fails too, since a script that breaks its grammar is a wrong test.
     """
 
     tokenizer: Any
@@ -53,7 +55,7 @@ class ScriptedRunner:
         for fork in plan.forks:
             assert fork.token is None, "a script has no beams"
             parent = self.rows[fork.parent_row]
-            self.rows[fork.row] = Row(parent.tokens[: fork.length], parent.prompt_len, fork.params)
+            self.rows[fork.row] = Row(parent.tokens[: fork.length], parent.prompt_len, fork.params, parent.answer)
 
     def sample(self, masks: Mapping[int, np.ndarray] | None = None) -> GhostPending:
         result = StepResult(self._plan.step, [[] for _ in self._plan.seqs])
@@ -61,22 +63,26 @@ class ScriptedRunner:
             if not seq.samples:
                 continue
             row = self.rows[seq.row]
-            token = self._next(row)
-            if masks and i in masks:
-                assert masks[i][token], f"the grammar forbids the script's token {token} here"
+            mask = masks.get(i) if masks else None
+            if row.answer is None:
+                row.answer = self._answer(row, mask)
+            done = len(row.tokens) - row.prompt_len
+            token = row.answer[done] if done < len(row.answer) else self.eos
+            assert mask is None or mask[token], f"the grammar forbids the script's token {token} here"
             row.tokens.append(token)
             result.tokens[i] = [token]
             if row.params.logprobs is not None:
                 result.logprobs[i] = [Logprobs([token], [-0.5], 1)]
         return GhostPending(self, result)
 
-    def _next(self, row: Row) -> int:
+    def _answer(self, row: Row, mask: np.ndarray | None) -> list[int]:
         prompt = self.tokenizer.decode(row.tokens[: row.prompt_len], skip_special_tokens=False)
-        answer = next((text for holds, text in self.rules if holds(prompt)), None)
-        assert answer is not None, f"no rule for the prompt {prompt!r}"
-        ids = self.tokenizer.encode(answer, add_special_tokens=False)
-        done = len(row.tokens) - row.prompt_len
-        return ids[done] if done < len(ids) else self.eos
+        for holds, text in self.rules:
+            if holds(prompt):
+                answer = self.tokenizer.encode(text, add_special_tokens=False)
+                if mask is None or mask[answer[0]]:
+                    return answer
+        raise AssertionError(f"no rule for the prompt {prompt!r}")
 
 
 def scripted_engine(rules: list[Rule]) -> Engine:
