@@ -1,4 +1,4 @@
-"""The pages: the parameters are those of the code, links lead to files, examples in Python parse."""
+"""The pages: those written by programs are as the code has it, links lead to files, examples in Python parse."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from tests.conftest import ROOT, tracked
 PAGES = sorted(file for file in tracked() if file.suffix == ".md")
 
 
-def test_the_page_of_parameters_is_in_step_with_the_code() -> None:
-    spec = spec_from_file_location("generate_parameters", ROOT / "docs" / "generate_parameters.py")
+@pytest.mark.parametrize("name", ["generate_parameters", "generate_api"])
+def test_pages_written_by_programs_are_in_step_with_the_code(name: str) -> None:
+    spec = spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec and spec.loader
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     text = module.PAGE.read_text(encoding="utf-8")
-    assert text == module.page(), "run `python docs/generate_parameters.py`"
+    assert text == module.page(), f"run `python docs/{name}.py`"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

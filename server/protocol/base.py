@@ -71,6 +71,7 @@ class FieldRow(NamedTuple):
     name: str
     status: str  # "implemented", "accepted" or "refused"
     note: str
+    annotation: Any = None  # its type; None for what is refused
 
 
 def field_table(model: type[RequestModel]) -> list[FieldRow]:
@@ -81,6 +82,7 @@ def field_table(model: type[RequestModel]) -> list[FieldRow]:
             continue
         extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
         why = extra.get("x-quire-accepted")
-        rows.append(FieldRow(name, "implemented" if why is None else "accepted", str(why or info.description or "")))
+        status = "implemented" if why is None else "accepted"
+        rows.append(FieldRow(info.alias or name, status, str(why or info.description or ""), info.annotation))
     rows += [FieldRow(name, "refused", f"{problem}. {remedy}") for name, (problem, remedy) in model.REFUSED.items()]
     return rows

@@ -93,8 +93,8 @@ class NamedToolChoice(RequestModel):
 class JsonSchema(RequestModel):
     """A schema that the answer follows; ``strict`` or not, it does."""
 
-    name: Name
-    description: str | None = None
+    name: Annotated[Name, accepted("the schema says it all; the model is not told")]
+    description: Annotated[str | None, accepted("the schema says it all; the model is not told")] = None
     schema_: dict[str, Any] | None = Field(None, alias="schema")
     strict: Annotated[bool | None, accepted("the answer is always held to the schema")] = None
 

@@ -172,8 +172,8 @@ class TextFormat(RequestModel):
     """The form of the answer; ``strict`` or not, it follows the schema."""
 
     type: Literal["text", "json_object", "json_schema"]
-    name: Name | None = None
-    description: str | None = None
+    name: Annotated[Name | None, accepted("the schema says it all; the model is not told")] = None
+    description: Annotated[str | None, accepted("the schema says it all; the model is not told")] = None
     schema_: dict[str, Any] | None = Field(None, alias="schema")
     strict: Annotated[bool | None, accepted("the answer is always held to the schema")] = None
 

@@ -24,4 +24,5 @@ async def health(request: Request) -> JSONResponse:
 
 @router.get("/version")
 async def version() -> dict[str, str]:
+    """The version of quire."""
     return {"version": __version__}

@@ -159,6 +159,7 @@ FUNCTION = {"type": "function", "function": {"name": "look_up", "parameters": {"
 BAD_FUNCTION = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "nonsense"}}}
 CALL = {"type": "function", "function": {"name": "look_up", "arguments": "nonsense"}}
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "thing", "schema": {"type": "nonsense"}}}
+UNNAMED = {"type": "json_schema", "json_schema": {"name": "a b", "schema": {}}}
 FLAT_SCHEMA = {"type": "json_schema", "name": "thing", "schema": {"type": "nonsense"}}
 HUGE = {"type": "json_schema", "json_schema": {"name": "thing", "schema": {"description": "x" * 300_000}}}
 CALLED = "messages.0.tool_calls.0.function"
@@ -204,6 +205,7 @@ OF_CHAT = [
     Case(CHAT, {"response_format": SCHEMA}, "response_format", VALUE, "nonsense"),
     Case(CHAT, {"response_format": HUGE}, "response_format", VALUE, "too long"),
     Case(CHAT, {"response_format": SCHEMA, "stream": True}, "response_format", VALUE, "nonsense"),
+    Case(CHAT, {"response_format": UNNAMED}, "response_format.json_schema.name", VALUE, "'a b'"),
     Case(CHAT, {"response_format": {"type": "json_schema"}}, "response_format.json_schema", VALUE, "missing"),
     Case(CHAT, {"response_format": {"type": "xml"}}, "response_format.type", VALUE, "'xml'"),
     Case(CHAT, {"response_format": ANY_JSON, "guided_regex": "a"}, "response_format", VALUE, "one of the two"),
