@@ -49,7 +49,8 @@ class Call:
         self.params = self._params()
         width = self.params.beam_width if isinstance(self.params, BeamSearchParams) else self.params.n
         self.per_prompt = width
-        self.prompt_tokens = self.cached_tokens = self.completion_tokens = 0
+        self.completion_tokens = 0
+        self.cached_tokens: dict[int, int] = {}  # by the number of the prompt
 
     def _params(self) -> SamplingParams | BeamSearchParams:
         body = self.body
@@ -99,7 +100,7 @@ class Call:
         """The response without streaming."""
         choices = []
         for number, output in enumerate(await final_outputs(await self.start(stream=False))):
-            self._count(output)
+            self._count(number, output)
             choices += [self._choice(number, output, c, first=True, last=True) for c in output.outputs]
         return {**self.head, "choices": choices, "usage": self._usage()}
 
@@ -129,23 +130,24 @@ class Call:
                 begun.add(index)
                 chunk = {**self.head, "choices": [choice]}
                 if running_usage:
-                    self._count(output)
+                    self._count(number, output)
                     chunk["usage"] = self._usage()
                 elif with_usage:
                     chunk["usage"] = None
                 yield event(chunk)
             if not running_usage:
-                self._count(output)
+                self._count(number, output)
         if with_usage:
             yield event({**self.head, "choices": [], "usage": self._usage()})
 
-    def _count(self, output: RequestOutput) -> None:
+    def _count(self, number: int, output: RequestOutput) -> None:
         if not self.only_prompt:
             self.completion_tokens += sum(len(c.token_ids) for c in output.outputs)
-        self.cached_tokens = max(self.cached_tokens, output.num_cached_tokens)
+        self.cached_tokens[number] = output.num_cached_tokens
 
     def _usage(self) -> dict[str, Any]:
-        return usage(sum(len(ids) for _, ids in self.prompts), self.completion_tokens, self.cached_tokens)
+        prompt_tokens = sum(len(token_ids) for _, token_ids in self.prompts)
+        return usage(prompt_tokens, self.completion_tokens, sum(self.cached_tokens.values()))
 
     # --- one choice ---------------------------------------------------------------------------------------------------
 

@@ -44,3 +44,18 @@ def test_half_a_character_is_refused_wherever_it_is(server: LiveServer, field: s
     assert response.status_code == 400 and response.json()["error"]["param"] == field
     assert "surrogate" in response.json()["error"]["message"]
     assert whole.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"include_usage": True}, {"continuous_usage_stats": True, "include_usage": True}]
+)
+def test_usage_is_of_all_prompts_together(server: LiveServer, post, options: dict) -> None:
+    size = server.engine.stats().block_size
+    prompts = [[first] * (2 * size + 1) for first in (11, 12, 13)]
+    body: dict = {"prompt": prompts, "max_tokens": 3, "ignore_eos": True}
+    post(**body)
+    response = post(**body, **({"stream": True, "stream_options": options} if options else {}))
+    lines = [line for line in response.text.splitlines() if line.startswith("data: {")]
+    found = (json.loads(lines[-1].removeprefix("data: ")) if options else response.json())["usage"]
+    assert found["prompt_tokens"] == sum(map(len, prompts)) and found["completion_tokens"] == 9
+    assert found["prompt_tokens_details"]["cached_tokens"] == 3 * 2 * size
