@@ -39,6 +39,7 @@ logger = logging.getLogger("quire.supervisor")
 BACKOFF = (0.5, 30.0)  # seconds before a restart: at first, doubled each time, and at most
 STEADY = 60.0  # seconds of service after which a death counts as the first one again
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # environment variable: API processes add up their metrics there
+MAX_FOLDER = 90  # characters; the name of a socket may have about a hundred
 GRACE = 5.0  # seconds beyond shutdown_timeout before what still runs is killed
 
 
@@ -53,14 +54,22 @@ class Child:
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     failure: str = ""  # why it could not start
     process: asyncio.subprocess.Process | None = None
+    early: int | None = None  # a signal that came before there was a process
 
     async def run(self, fds: Iterable[int] = ()) -> int:
         """Start the process and wait for its end: its exit status, negative for a signal's."""
-        self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "quire.server.child", self.role,
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, pass_fds=tuple(fds), env=self.environ,
-            start_new_session=True,  # Ctrl-C in a terminal is for the supervisor
-        )  # fmt: skip
+        self.failure = ""
+        try:
+            self.process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "quire.server.child", self.role,
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, pass_fds=tuple(fds), env=self.environ,
+                start_new_session=True,  # Ctrl-C in a terminal is for the supervisor
+            )  # fmt: skip
+        except OSError as error:  # no memory, no more processes
+            self.failure = f"cannot start a process ({error.strerror})"
+            return 1
+        if self.early is not None:
+            self.signal(self.early)
         assert self.process.stdin is not None and self.process.stdout is not None
         with suppress(ConnectionError):  # it died at once; its status tells
             self.process.stdin.write(json.dumps(self.job).encode() + b"\n")
@@ -76,7 +85,9 @@ class Child:
         return status
 
     def signal(self, number: int) -> None:
-        if self.process is not None and self.process.returncode is None:
+        if self.process is None:
+            self.early = number
+        elif self.process.returncode is None:
             with suppress(ProcessLookupError):
                 self.process.send_signal(number)
 
@@ -181,6 +192,8 @@ def serve(engine: EngineConfig, server: ServerConfig) -> int:
     configure_logging(server)
     with listen(server.host, server.port) as listener, tempfile.TemporaryDirectory(prefix="quire-") as folder:
         # The folder is ours alone (mode 0700): whoever can open the engine's socket can use the engine.
+        if len(folder) > MAX_FOLDER:
+            raise ConfigError("TMPDIR", folder, "too long for the name of a socket", "Set TMPDIR to a shorter one")
         return asyncio.run(Supervisor(engine, server, listener, Path(folder)).run())
 
 

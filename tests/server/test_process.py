@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -68,7 +69,7 @@ def quire_serve(tmp_path: Path, *arguments: str, env: dict[str, str] | None = No
         process = subprocess.Popen(
             [sys.executable, "-m", "quire.server", "--port", "0", *SMALL, *arguments],
             stderr=stderr,
-            env=os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}),
+            env=os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": tempfile.mkdtemp(dir=tmp_path.parent)} | (env or {}),
         )
     served = Served(process, log)
     try:
