@@ -28,6 +28,7 @@ for name, value in {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # else litellm asks the network for prices
 }.items():
     os.environ.setdefault(name, value)
 

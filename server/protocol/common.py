@@ -63,10 +63,11 @@ def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dic
     }
 
 
-def documented(model: type[BaseModel], description: str) -> dict[int | str, dict[str, Any]]:
-    """``responses=`` of a route: its answer, the same as an event stream, and errors."""
+def documented(model: type[BaseModel], description: str, *, streams: bool = False) -> dict[int | str, dict[str, Any]]:
+    """``responses=`` of a route: its answer, which may also come as an event stream, and errors."""
+    events: dict[str, Any] = {"content": {"text/event-stream": {}}} if streams else {}
     return {
-        200: {"model": model, "description": description},
+        200: {"model": model, "description": description, **events},
         "4XX": {"model": ErrorBody, "description": "the request cannot be served; the error object says why"},
         "5XX": {"model": ErrorBody, "description": "the server cannot serve now"},
     }

@@ -27,11 +27,11 @@ class CompletionRequest(SamplingFields):
 
 
 class CompletionLogprobs(BaseModel):
-    """One entry per token."""
+    """One entry per token. ``top_logprobs`` is null with logprobs=0."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
-    top_logprobs: list[dict[str, float] | None]
+    top_logprobs: list[dict[str, float] | None] | None
     text_offset: list[int]
 
 

@@ -25,7 +25,10 @@ from quire.server.stream import EventStream, answer, event
 router = APIRouter()
 
 
-@router.post("/v1/chat/completions", responses=documented(ChatCompletion, "the answers, or a stream of their parts"))
+@router.post(
+    "/v1/chat/completions",
+    responses=documented(ChatCompletion, "the answers, or a stream of their parts", streams=True),
+)
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Answer a conversation."""
     call = Call(ServerState.of(request), body)

@@ -24,7 +24,9 @@ from quire.server.stream import EventStream, all_admitted, answer, event, final_
 router = APIRouter()
 
 
-@router.post("/v1/completions", responses=documented(Completion, "the completions, or a stream of their parts"))
+@router.post(
+    "/v1/completions", responses=documented(Completion, "the completions, or a stream of their parts", streams=True)
+)
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Continue texts or token ids."""
     state = ServerState.of(request)

@@ -37,7 +37,9 @@ from quire.server.stream import EventStream, answer, error_event, event, json_re
 router = APIRouter()
 
 
-@router.post("/v1/responses", responses=documented(ResponseObject, "the response, or a stream of typed events"))
+@router.post(
+    "/v1/responses", responses=documented(ResponseObject, "the response, or a stream of typed events", streams=True)
+)
 async def create_response(body: ResponsesRequest, request: Request) -> Response:
     """Answer a conversation."""
     call = Call(ServerState.of(request), body)

@@ -1,4 +1,4 @@
-"""instructor against a live server: objects of a pydantic class out of a chat, in the modes that ask for JSON."""
+"""instructor against a live server: objects of a pydantic class out of a chat, in each way of asking."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Person(BaseModel):
     age: int
 
 
-@pytest.mark.parametrize("mode", [instructor.Mode.JSON, instructor.Mode.JSON_SCHEMA])
+@pytest.mark.parametrize("mode", [instructor.Mode.JSON, instructor.Mode.JSON_SCHEMA, instructor.Mode.TOOLS])
 def test_an_object_comes_back(scripted, mode):
     with openai.OpenAI(base_url=f"{scripted.url}/v1", api_key="unused", max_retries=0) as sdk:
         person = instructor.from_openai(sdk, mode=mode).chat.completions.create(

@@ -13,6 +13,8 @@ from quire.reference.control.plan import Logprobs, StepPlan, StepResult
 from quire.reference.control.scheduler import Scheduler
 from quire.reference.engine import Engine, ModelFacts
 
+EMBEDDING_SIZE = 4
+
 
 def hashed(tokens: list[int], stream: int, vocab_size: int) -> int:
     """Some token that depends on every one before it."""
@@ -56,6 +58,8 @@ class GhostRunner:
         result = StepResult(plan.step, [[] for _ in plan.seqs])
         for i, seq in enumerate(plan.seqs):
             tokens, stream, params = self.rows[seq.row]
+            if seq.pools:
+                result.pooled[i] = np.ones(EMBEDDING_SIZE, "<f4").tobytes()
             if seq.samples:
                 pick = self.script or (lambda t, s: hashed(t, s, self.vocab_size))
                 token = self._allowed(masks[i], tokens, stream) if masks and i in masks else pick(tokens, stream)
@@ -100,7 +104,7 @@ def ghost_engine(
         name="ghost",
         vocab_size=runner.vocab_size,
         max_model_len=settings.max_model_len,
-        embedding_size=4,
+        embedding_size=EMBEDDING_SIZE,
         eos_token_ids=eos,
     )
     return Engine(
