@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import openai
 import pytest
 from pydantic import BaseModel
 
-from tests.server.conftest import LiveServer
+from quire.server.config import ServerConfig
+from tests.reference.ghost import ghost_engine
+from tests.server.conftest import LiveServer, serve
 
 HELLO = [{"role": "user", "content": "Hello!"}]
 GREEDY = {"model": "", "temperature": 0, "max_tokens": 12}
@@ -133,3 +138,50 @@ def test_parse_gives_an_object_of_the_class(scripted):
     with sdk(scripted) as client:
         answer = client.chat.completions.parse(**ask(scripted, "Who is Ada?", response_format=Person))
     assert answer.choices[0].message.parsed == Person(name="Ada", age=36)
+
+
+def test_embeddings_are_the_same_in_either_encoding(server):
+    """Where nothing is said the SDK asks for base64 and decodes it."""
+    texts = ["Once upon a time", "in the West"]
+    with sdk(server) as client:
+        packed = client.embeddings.create(model="pocket", input=texts)
+        plain = client.embeddings.create(model="pocket", input=texts, encoding_format="float")
+    for one, other in zip(packed.data, plain.data, strict=True):
+        assert one.embedding == pytest.approx(other.embedding, abs=1e-6) and len(one.embedding) == 256
+
+
+def test_a_wrong_key_is_an_authentication_error():
+    with serve(engine=ghost_engine(), server=ServerConfig(api_key="secret")) as live:
+        with sdk(live) as client, pytest.raises(openai.AuthenticationError):
+            client.models.list()
+        with sdk(live).with_options(api_key="secret") as client:
+            assert [model.id for model in client.models.list()] == ["pocket"]
+
+
+@contextmanager
+def stuck(**settings) -> Iterator[LiveServer]:
+    """A server whose engine does not get on, until the test is over."""
+    with serve(engine=ghost_engine(), server=ServerConfig(**settings)) as live:
+        go_on, step = threading.Event(), live.engine.step
+        live.engine.step = lambda: go_on.wait() and step()
+        try:
+            yield live
+        finally:
+            go_on.set()
+
+
+def test_the_servers_time_limit_is_a_504():
+    with stuck(request_timeout=0.01) as live, sdk(live) as client:
+        with pytest.raises(openai.InternalServerError) as caught:
+            client.completions.create(model="pocket", prompt=[1, 2])
+        assert caught.value.status_code == 504 and caught.value.code == "timeout"
+
+
+def test_the_clients_own_time_limit_aborts_the_request():
+    aborted = []
+    with stuck() as live:
+        abort = live.engine.abort_request
+        live.engine.abort_request = lambda request_id: aborted.append(request_id) or abort(request_id)
+        with sdk(live).with_options(timeout=0.1) as client, pytest.raises(openai.APITimeoutError):
+            client.completions.create(model="pocket", prompt=[1, 2])
+    assert len(aborted) == 1 and live.engine.stats().blocks_used == 0
