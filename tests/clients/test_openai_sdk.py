@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -178,10 +179,13 @@ def test_the_servers_time_limit_is_a_504():
 
 
 def test_the_clients_own_time_limit_aborts_the_request():
-    aborted = []
+    added, aborted = [], []
     with stuck() as live:
-        abort = live.engine.abort_request
+        add, abort = live.engine.add_request, live.engine.abort_request
+        live.engine.add_request = lambda *a, **kw: added.append(kw["request_id"]) or add(*a, **kw)
         live.engine.abort_request = lambda request_id: aborted.append(request_id) or abort(request_id)
-        with sdk(live).with_options(timeout=0.1) as client, pytest.raises(openai.APITimeoutError):
+        with sdk(live).with_options(timeout=0.5) as client, pytest.raises(openai.APITimeoutError):
             client.completions.create(model="pocket", prompt=[1, 2])
-    assert len(aborted) == 1 and live.engine.stats().blocks_used == 0
+        while live.state.num_running:  # the server has yet to notice
+            time.sleep(0.01)
+    assert aborted == added and live.engine.stats().blocks_used == 0
