@@ -173,7 +173,7 @@ class Call:
                 for chunk in self._chunks(completion):
                     yield event(chunk | extra)
                     extra.pop("prompt_logprobs", None), extra.pop("prompt_token_ids", None)
-            first = False
+                    first = False
         if with_usage:
             yield event({**self.head, "choices": [], "usage": self._usage()})
 
@@ -183,7 +183,8 @@ class Call:
         deltas = [self._delta(delta) for delta in choice.read(completion)]
         ended = completion.finish_reason is not None
         logprobs = self._logprobs(completion)
-        if not deltas and (ended or (logprobs is not None and logprobs["content"])):
+        wanted = (logprobs is not None and logprobs["content"]) or (self.body.return_token_ids and completion.token_ids)
+        if not deltas and (ended or wanted):
             deltas = [{}]
         chunks = [self._chunk(completion.index, delta) for delta in deltas]
         if chunks and logprobs is not None:

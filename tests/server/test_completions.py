@@ -59,3 +59,50 @@ def test_usage_is_of_all_prompts_together(server: LiveServer, post, options: dic
     found = (json.loads(lines[-1].removeprefix("data: ")) if options else response.json())["usage"]
     assert found["prompt_tokens"] == sum(map(len, prompts)) and found["completion_tokens"] == 9
     assert found["prompt_tokens_details"]["cached_tokens"] == 3 * 2 * size
+
+
+def test_token_ids_continue_as_their_text_does(post, server: LiveServer) -> None:
+    tokenizer = server.state.engine.assets.get_tokenizer()
+    texts = ["Once upon a time", "The capital of Norway is"]
+    ids = [tokenizer.encode(text) for text in texts]
+    greedy = {"temperature": 0, "max_tokens": 8}
+    alone = [post(prompt=text, **greedy).json()["choices"][0]["text"] for text in texts]
+    for prompt in (texts, ids):
+        choices = post(prompt=prompt, **greedy).json()["choices"]
+        assert [choice["index"] for choice in choices] == [0, 1]
+        assert [choice["text"] for choice in choices] == alone
+    assert post(prompt=ids[0], **greedy).json()["choices"][0]["text"] == alone[0]
+
+
+def test_echo_repeats_the_prompt_with_its_log_probabilities(post) -> None:
+    body = {"prompt": "Once upon a time", "temperature": 0, "max_tokens": 4, "logprobs": 2}
+    plain = post(**body).json()["choices"][0]
+    echoed = post(**body, echo=True).json()["choices"][0]
+    assert echoed["text"] == body["prompt"] + plain["text"]
+    tokens, offsets = echoed["logprobs"]["tokens"], echoed["logprobs"]["text_offset"]
+    assert "".join(tokens) == echoed["text"]
+    assert offsets == [len("".join(tokens[:i])) for i in range(len(tokens))]
+    assert echoed["logprobs"]["token_logprobs"][0] is None and echoed["logprobs"]["top_logprobs"][0] is None
+    assert tokens[-4:] == plain["logprobs"]["tokens"]
+    assert all(value <= 0 for value in echoed["logprobs"]["token_logprobs"][1:])
+
+
+def test_a_prompt_can_be_scored_without_a_completion(post) -> None:
+    answer = post(prompt="Once upon a time", echo=True, max_tokens=0, logprobs=0).json()
+    [choice] = answer["choices"]
+    assert choice["text"] == "Once upon a time" and choice["finish_reason"] == "length"
+    assert len(choice["logprobs"]["token_logprobs"]) == answer["usage"]["prompt_tokens"]
+    assert answer["usage"]["completion_tokens"] == 0
+
+
+def test_best_of_returns_the_likeliest(post) -> None:
+    body = {"prompt": "Once upon a time", "seed": 1, "max_tokens": 6, "logprobs": 0, "ignore_eos": True}
+    every = post(**body, n=4).json()["choices"]
+    best = post(**body, n=2, best_of=4).json()["choices"]
+
+    def score(choice: dict) -> float:
+        return sum(choice["logprobs"]["token_logprobs"])
+
+    likeliest = sorted(every, key=score, reverse=True)[:2]
+    assert [choice["text"] for choice in best] == [choice["text"] for choice in likeliest]
+    assert [choice["index"] for choice in best] == [0, 1]
