@@ -121,7 +121,10 @@ class OutputProcessor:
         return state.metrics
 
     def process(self, events: list[Event]) -> Processed:
-        """Digest one step's events. Events of requests and completions that have ended are ignored."""
+        """Digest one step's events. Events of requests and completions that have ended are ignored.
+
+        There are such: the tokens of a step that was in flight when a stop string ended the sequence.
+        """
         done = Processed()
         touched: dict[str, set[int]] = {}
         now = time.monotonic()
@@ -140,7 +143,7 @@ class OutputProcessor:
                 state.embedding, metrics.finish_reasons = event.embedding, [event.finish_reason or "stop"]
                 metrics.first_token_time = metrics.last_token_time = now
                 touched[event.request_id] = set()
-            else:
+            elif state.completions[event.index].finish_reason is None:
                 self._take(state, event, now, done)
                 touched.setdefault(event.request_id, set()).add(event.index)
             done.num_tokens += metrics.num_generation_tokens - tokens_before
@@ -190,8 +193,6 @@ class OutputProcessor:
                 None if p is None else logprob_dict(p, self._decode_one) for p in event.prompt_logprobs
             ]
         completion = state.completions[event.index]
-        if completion.finish_reason is not None:
-            return  # tokens of a step that was in flight when a stop string ended the sequence
         assert isinstance(state.params, SamplingParams)
         if event.token_ids:
             state.metrics.first_token_time = state.metrics.first_token_time or now
