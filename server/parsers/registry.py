@@ -78,12 +78,12 @@ def forced_schema(tools: Sequence[dict[str, Any]], function: str | None, *, para
     definitions: dict[str, Any] = {}
     calls = []
     for tool in tools:
-        parameters = dict(_parameters(tool))
-        definitions |= parameters.pop("$defs", {})  # references are from the root
+        place = f"#/$defs/{tool['name']}"
+        definitions[tool["name"]] = _moved(_parameters(tool), place)
         calls.append(
             {
                 "type": "object",
-                "properties": {"name": {"const": tool["name"]}, "arguments": parameters},
+                "properties": {"name": {"const": tool["name"]}, "arguments": {"$ref": place}},
                 "required": ["name", "arguments"],
                 "additionalProperties": False,
             }
@@ -91,7 +91,19 @@ def forced_schema(tools: Sequence[dict[str, Any]], function: str | None, *, para
     schema: dict[str, Any] = {"type": "array", "items": {"anyOf": calls}, "minItems": 1}
     if not parallel:
         schema["maxItems"] = 1
-    return schema | ({"$defs": definitions} if definitions else {})
+    return schema | {"$defs": definitions}
+
+
+def _moved(schema: Any, place: str) -> Any:
+    """A schema that no longer stands at the root, with its references to its own parts made to follow it."""
+    if isinstance(schema, list):
+        return [_moved(part, place) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    moved = {name: part if name in ("const", "enum") else _moved(part, place) for name, part in schema.items()}
+    if isinstance(target := schema.get("$ref"), str) and target.startswith("#"):
+        moved["$ref"] = place + target[1:]
+    return moved
 
 
 def _parameters(tool: dict[str, Any]) -> dict[str, Any]:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 
+import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quire.reference.control.structured import StructuredOutputsParams
+from quire.reference.structured.compiler import build_tokenizer, compile_grammar, serialise
 from quire.server.parsers import Parsed, Parser, PlainParser, ToolCall, parse
 from quire.server.parsers.registry import REASONING, TOOLS, forced_parser, forced_schema, reasoning_parser, tool_format
+from tests.toys import byte_tokenizer
 
 HERMES = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": "}\\"{"}}\n</tool_call>'
 ADD = ToolCall("add", '{"a": 1, "b": "}\\"{"}')
+
+TOKENS = build_tokenizer(*serialise(byte_tokenizer()))
 
 FORMATS = {name: form.make for name, form in TOOLS.items()}
 FORMATS |= {f"think+{name}": lambda make=form.make: REASONING["qwen3"](make()) for name, form in TOOLS.items()}
@@ -140,10 +146,27 @@ def test_the_parser_is_chosen_by_the_chat_template() -> None:
 
 
 def test_schemas_of_forced_choices() -> None:
-    properties = {"x": {"$ref": "#/$defs/X"}}
-    tools: list[dict] = [{"name": "f", "parameters": {"type": "object", "properties": properties, "$defs": {"X": {}}}}]
-    tools.append({"name": "g"})
-    assert forced_schema(tools, "g", parallel=True)["additionalProperties"] is False
+    """A named function's is its parameters; else any of the functions, each with definitions of its own."""
+    tools: list[dict] = [
+        {"name": name, "parameters": {"type": "object", "properties": {"x": {"$ref": "#/$defs/X"}}, "$defs": {"X": x}}}
+        for name, x in {"f": {"type": "integer"}, "g": {"type": "array", "items": {"$ref": "#/$defs/X"}}}.items()
+    ]
+    tools.append({"name": "h"})
+    assert forced_schema(tools, "h", parallel=True)["additionalProperties"] is False
+    assert forced_schema(tools, "f", parallel=True) == tools[0]["parameters"]
     schema = forced_schema(tools, None, parallel=False)
-    assert schema["maxItems"] == 1 and schema["$defs"] == {"X": {}}
-    assert [c["properties"]["name"]["const"] for c in schema["items"]["anyOf"]] == ["f", "g"]
+
+    def allowed(name: str, **arguments: object) -> bool:
+        by_library = jsonschema.Draft202012Validator(schema).is_valid([{"name": name, "arguments": arguments}])
+        matcher = compile_grammar(TOKENS, StructuredOutputsParams(json=schema))
+        ids = byte_tokenizer().encode(json.dumps([{"name": name, "arguments": arguments}]))
+        by_mask = matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
+        assert by_library == by_mask
+        return by_library
+
+    assert allowed("f", x=1) and not allowed("f", x=[])
+    assert allowed("g", x=[[], [[]]]) and not allowed("g", x=1)
+    assert allowed("h") and not allowed("h", x=1) and not allowed("i")
+    call = {"name": "h", "arguments": {}}
+    assert not jsonschema.Draft202012Validator(schema).is_valid([call, call])
+    assert jsonschema.Draft202012Validator(forced_schema(tools, None, parallel=True)).is_valid([call, call])
