@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -277,7 +278,15 @@ def test_a_request_that_was_ended_behind_its_back_is_an_error_and_no_endless_loo
         next(stream)
 
 
-def test_ctrl_c_ends_the_call_and_not_the_engine(llm):
+@pytest.fixture
+def ctrl_c_interrupts() -> Iterator[None]:
+    """Python's own handler, also where the tests were started in the background, which ignores Ctrl-C."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+def test_ctrl_c_ends_the_call_and_not_the_engine(llm, ctrl_c_interrupts):
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
