@@ -1,0 +1,235 @@
+"""Attention for sequences with few queries: split-KV with a work list (after "Flash-Decoding", Dao et al. 2023).
+
+The idea. All query heads that share a K/V head, times the sequence's few queries, are the rows of one small matrix, so
+each key is read once for all of them. A single program per (sequence, head) would leave most of the GPU idle when
+sequences are few or of unequal length. So the contexts are cut into *pieces* of equal length, and each program takes
+one. Which pieces there are is computed on the device from the lengths (``_list_pieces``, once per step): the piece's
+length grows with the total, so that there are always about PIECES_PER_PROCESSOR programs per processor, and the launch
+grid does not depend on the lengths, which lets a CUDA graph replay it. A sequence of one piece is finished by its
+program; where there are several, each leaves its partial result and log-sum-exp, and ``_combine`` adds them up.
+
+Roofline: bound by reading K and V once, 2 * length * Hk * D numbers per sequence. DECODE_SHARE
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from quire.fast.device import INTERPRETED, math_dtype, num_processors
+from quire.fast.ops.cache import AttnMeta
+from quire.fast.ops.softmax import scores_of, softmax_step
+
+ROWS = 16  # rows of the query matrix: the least that the matrix units multiply
+PIECES_PER_PROCESSOR = 8
+SHORTEST_PIECE = 64
+
+
+def few_queries(share: int) -> int:
+    """How many queries of one sequence this kernel takes, with ``share`` query heads per K/V head."""
+    return max(1, ROWS // share)
+
+
+@dataclass
+class Pieces:
+    """The work list. A *piece* is a sequence and a stretch of its positions.
+
+    sequence  [capacity] int32, of each piece; a sequence's pieces follow each other
+    first     [S + 1] int32, the first piece of each sequence; the last entry is the number of pieces
+    length    [1] int32, positions per piece; piece boundaries are its multiples
+    """
+
+    sequence: Tensor
+    first: Tensor
+    length: Tensor
+
+
+def list_pieces(meta: AttnMeta, kv_heads: int, max_queries: int, window: int | None) -> Pieces:
+    """The pieces of all sequences with 1 .. ``max_queries`` queries; computed once per step, kept in the metadata."""
+    key = "pieces", kv_heads, max_queries, window
+    if key not in meta.derived:
+        sequences, device = len(meta.seq_len), meta.seq_len.device
+        target = triton.cdiv(PIECES_PER_PROCESSOR * num_processors(device), kv_heads)
+        pieces = Pieces(
+            sequence=torch.empty(target + 2 * sequences, dtype=torch.int32, device=device),
+            first=torch.empty(sequences + 1, dtype=torch.int32, device=device),
+            length=torch.empty(1, dtype=torch.int32, device=device),
+        )
+        _list_pieces[(1,)](
+            meta.cu_q, meta.seq_len, pieces.sequence, pieces.first, pieces.length, sequences, target,
+            MAX_QUERIES=max_queries, WINDOW=window or 0, SHORTEST=SHORTEST_PIECE,
+            BLOCK=triton.next_power_of_2(sequences + 1),
+        )  # fmt: skip
+        meta.derived[key] = pieces
+    return meta.derived[key]
+
+
+@triton.jit
+def _list_pieces(
+    cu_q, seq_len, sequence, first, length, sequences, target,
+    MAX_QUERIES: tl.constexpr, WINDOW: tl.constexpr, SHORTEST: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program. No more than ``target`` + 2 * sequences pieces: each sequence's first and last may be partial."""
+    s = tl.arange(0, BLOCK)
+    queries = tl.load(cu_q + s + 1, mask=s < sequences, other=0) - tl.load(cu_q + s, mask=s < sequences, other=0)
+    end = tl.load(seq_len + s, mask=s < sequences, other=0).to(tl.int32)
+    ours = (queries > 0) & (queries <= MAX_QUERIES)
+    begin = tl.zeros_like(end)
+    if WINDOW > 0:
+        begin = tl.maximum(end - queries.to(tl.int32) - WINDOW + 1, 0)
+    total = tl.sum(tl.where(ours, end - begin, 0), 0)
+    piece = tl.maximum(tl.cdiv(tl.cdiv(total, target), SHORTEST), 1) * SHORTEST
+    count = tl.where(ours, tl.cdiv(end, piece) - begin // piece, 0)
+    upto = tl.cumsum(count, 0)
+    tl.store(length, piece)
+    tl.store(first + s, upto - count, mask=s <= sequences)
+    for i in range(tl.max(count, 0)):
+        tl.store(sequence + upto - count + i, s, mask=i < count)
+
+
+def attend_few(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    meta: AttnMeta,
+    out: Tensor,
+    scale: float,
+    window: int | None,
+    soft_cap: float | None,
+    *,
+    max_q: int,
+    write: bool,
+) -> None:
+    """Fill the rows of ``out`` that belong to sequences of at most ``max_q`` queries. Shapes as in ``attention``.
+
+    ``write``: put their k and v into the cache too. It saves a launch per layer; who reads them is in the same program.
+    """
+    heads, dim = q.shape[1:]
+    block_size, kv_heads = k_cache.shape[1:3]
+    share, sequences = heads // kv_heads, len(meta.seq_len)
+    rows = triton.next_power_of_2(max(ROWS, share))
+    padded = triton.next_power_of_2(max(16, dim))
+    pieces = list_pieces(meta, kv_heads, max_q, window)
+    capacity = len(pieces.sequence)
+    partial = torch.empty(capacity, kv_heads, rows, dim, dtype=torch.float32, device=q.device)
+    lse = torch.empty(capacity, kv_heads, rows, dtype=torch.float32, device=q.device)
+    wide = sequences * kv_heads >= 4 * num_processors(q.device) or padded > 128
+    shape = dict(SHARE=share, DIM=dim, PADDED=padded, ROWS=rows)
+    _attend_few[(capacity, kv_heads)](
+        q, k, v, k_cache, v_cache, out, partial, lse,
+        meta.cu_q, meta.seq_len, meta.slot, meta.block_table, pieces.sequence, pieces.first, pieces.length,
+        sequences, scale, soft_cap or 0.0,
+        q.stride(0), k.stride(0), v.stride(0), meta.block_table.stride(0),
+        KV_HEADS=kv_heads, BLOCK_SIZE=block_size, KEYS=(64 if wide else 32) if q.element_size() == 2 else 32,
+        WINDOW=window or 0, CAPPED=soft_cap is not None, WRITE=write, MATH=math_dtype(q.dtype), **shape,
+        num_warps=4 if wide else 2, num_stages=3 if padded <= 128 else 2,
+    )  # fmt: skip
+    _combine[(sequences, kv_heads, max_q * share)](
+        partial, lse, out, meta.cu_q, pieces.first, kv_heads, **shape, PIECES=16, num_warps=2
+    )
+
+
+@triton.jit
+def _attend_few(
+    q, k, v, k_cache, v_cache, out, partial, lse,
+    cu_q, seq_len, slot, block_table, sequence, first, length,
+    sequences, scale, soft_cap, stride_q, stride_k, stride_v, stride_table,
+    SHARE: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
+    KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr, WINDOW: tl.constexpr,
+    CAPPED: tl.constexpr, WRITE: tl.constexpr, MATH: tl.constexpr,
+):  # fmt: skip
+    """Program (piece, K/V head): the piece's keys against all rows of its sequence."""
+    item, head = tl.program_id(0), tl.program_id(1)
+    if item >= tl.load(first + sequences):
+        return
+    s = tl.load(sequence + item)
+    piece = tl.load(length)
+    query0 = tl.load(cu_q + s).to(tl.int64)
+    queries = (tl.load(cu_q + s + 1) - query0).to(tl.int32)
+    end = tl.load(seq_len + s).to(tl.int32)
+    past = end - queries  # the first query's position
+    seen = 0
+    if WINDOW > 0:
+        seen = tl.maximum(past - WINDOW + 1, 0)
+    first_item = tl.load(first + s)
+    start = (seen // piece + item - first_item) * piece
+    stop = tl.minimum(start + piece, end)
+
+    r, d = tl.arange(0, ROWS), tl.arange(0, PADDED)
+    real = (r < queries * SHARE)[:, None] & (d < DIM)[None, :]
+    if WRITE:
+        # The new positions of this piece, one row each. No other program reads or writes them.
+        p = past + r
+        target = tl.load(slot + query0 + r, mask=r < queries, other=-1).to(tl.int64)
+        mine = ((target >= 0) & (p >= start) & (p < stop))[:, None] & (d < DIM)[None, :]
+        to = (target[:, None] * KV_HEADS + head) * DIM + d[None, :]
+        source = (query0 + r)[:, None]
+        tl.store(k_cache + to, tl.load(k + source * stride_k + head * DIM + d[None, :], mask=mine), mask=mine)
+        tl.store(v_cache + to, tl.load(v + source * stride_v + head * DIM + d[None, :], mask=mine), mask=mine)
+        tl.debug_barrier()
+
+    row = (query0 + r // SHARE)[:, None] * stride_q + (head * SHARE + r % SHARE)[:, None] * DIM + d[None, :]
+    query = tl.load(q + row, mask=real, other=0.0).to(MATH)
+    position = past + r // SHARE
+    m = tl.full([ROWS], float("-inf"), tl.float32)
+    l = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, PADDED], tl.float32)
+    lowest = tl.maximum(start, seen // KEYS * KEYS)
+    for j in range(lowest, stop, KEYS):
+        p = j + tl.arange(0, KEYS)
+        block = tl.load(block_table + s * stride_table + p // BLOCK_SIZE, mask=p < stop, other=0).to(tl.int64)
+        at = ((block * BLOCK_SIZE + p % BLOCK_SIZE) * KV_HEADS + head) * DIM
+        keys = tl.load(k_cache + at[None, :] + d[:, None], mask=(p < stop)[None, :] & (d < DIM)[:, None], other=0.0)
+        scores = scores_of(query, keys.to(MATH), scale, soft_cap, CAPPED)
+        visible = (p < stop)[None, :] & (p[None, :] <= position[:, None])
+        if WINDOW > 0:
+            visible &= p[None, :] > position[:, None] - WINDOW
+        scores = tl.where(visible, scores, float("-inf"))
+        values = tl.load(v_cache + at[:, None] + d[None, :], mask=(p < stop)[:, None] & (d < DIM)[None, :], other=0.0)
+        m, l, acc = softmax_step(scores, values.to(MATH), m, l, acc)
+
+    acc = acc / tl.where(l == 0, 1.0, l)[:, None]
+    if tl.load(first + s + 1) == first_item + 1:
+        to = ((query0 + r // SHARE)[:, None] * KV_HEADS * SHARE + (head * SHARE + r % SHARE)[:, None]) * DIM
+        tl.store(out + to + d[None, :], acc.to(out.dtype.element_ty), mask=real)
+    else:
+        to = (item.to(tl.int64) * KV_HEADS + head) * ROWS + r
+        tl.store(partial + to[:, None] * DIM + d[None, :], acc, mask=real)
+        tl.store(lse + to, m + tl.log2(l), mask=r < queries * SHARE)  # in units of log 2; -inf: saw nothing
+
+
+@triton.jit
+def _combine(
+    partial, lse, out, cu_q, first, kv_heads,
+    SHARE: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, PIECES: tl.constexpr,
+):  # fmt: skip
+    """Program (sequence, K/V head, row): the weighted mean of the row's partial results, PIECES of them at a time."""
+    s, head, r = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    query = tl.load(cu_q + s).to(tl.int64) + r // SHARE
+    begin, end = tl.load(first + s), tl.load(first + s + 1)
+    if (end - begin > 1) & (query < tl.load(cu_q + s + 1)):
+        d = tl.arange(0, PADDED)
+        m = float("-inf")
+        total = 0.0
+        acc = tl.zeros([PADDED], tl.float32)
+        for i in range(begin, end, PIECES):
+            item = i + tl.arange(0, PIECES)
+            at = (item.to(tl.int64) * kv_heads + head) * ROWS + r
+            x = tl.load(lse + at, mask=item < end, other=float("-inf"))
+            mask = (x > float("-inf"))[:, None] & (d < DIM)[None, :]
+            parts = tl.load(partial + at[:, None] * DIM + d[None, :], mask=mask, other=0.0)
+            m_new = tl.maximum(m, tl.max(x, 0))
+            base = tl.where(m_new == float("-inf"), 0.0, m_new)
+            weight = tl.exp2(x - base)
+            shrink = tl.exp2(m - base)
+            acc = acc * shrink + tl.sum(parts * weight[:, None], 0)
+            total = total * shrink + tl.sum(weight, 0)
+            m = m_new
+        to = (query * kv_heads * SHARE + head * SHARE + r % SHARE) * DIM + d
+        tl.store(out + to, (acc / total).to(out.dtype.element_ty), mask=d < DIM)

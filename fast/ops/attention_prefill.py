@@ -1,0 +1,165 @@
+"""Attention for sequences with many queries: a tile of queries per program, keys streamed past it.
+
+The idea is FlashAttention-2's (Dao 2023): a program keeps 64 queries of one head and walks over the keys they may see,
+one tile at a time. The keys come from two places. What earlier steps computed, the *past*, is in the cache and is
+gathered through the block table, with an address per row. What this step computed, the chunk's *own* keys, also stands
+in k and v as dense rows, and there the copy engine fetches whole tiles by a tensor descriptor: no addresses, no
+registers, and a third faster. A prompt that fits in one chunk is all own. (Head sizes that are no power of two read
+their own keys from the cache as well: a descriptor's box must be one.)
+
+Only tiles on the diagonal need the causal mask; they come last in a loop of their own. Tiles near the end of a prompt
+have the most keys, so programs are numbered from the end: the long ones start first and the short ones fill the gaps.
+
+Roofline: bound by the matrix units, 4 * D operations for each visible (query, key) pair and head. PREFILL_SHARE
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from quire.fast.device import math_dtype
+from quire.fast.ops.cache import AttnMeta
+from quire.fast.ops.softmax import scores_of, softmax_step
+
+
+def attend_many(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    meta: AttnMeta,
+    out: Tensor,
+    scale: float,
+    window: int | None,
+    soft_cap: float | None,
+    *,
+    fewer_handled: int,
+) -> None:
+    """Fill the rows of ``out`` that belong to sequences of more than ``fewer_handled`` queries. The K/V is written.
+
+    Shapes as in ``attention``.
+    """
+    tokens, heads, dim = q.shape
+    block_size, kv_heads = k_cache.shape[1:3]
+    sequences, padded = len(meta.seq_len), triton.next_power_of_2(max(16, dim))
+    small = q.element_size() == 4 or padded > 128  # tiles that fit into shared memory
+    queries, keys = (32 if q.element_size() == 4 else 64), (32 if small else 64)
+    dense = padded == dim and k.dtype == k_cache.dtype and all(_describable(x) for x in (k, v))
+    boxes = [TensorDescriptor(x, [tokens, kv_heads * dim], [x.stride(0), 1], [keys, padded]) if dense else x for x in (k, v)]
+    # Tile i of sequence s is program cu_q[s] // queries + s + i at least: enough programs for all, some of them idle.
+    grid = tokens // queries + sequences, heads
+    _attend_many[grid](
+        q, *boxes, k_cache, v_cache, out, meta.cu_q, meta.seq_len, meta.slot, meta.block_table,
+        sequences, scale, soft_cap or 0.0, q.stride(0), meta.block_table.stride(0), fewer_handled,
+        HEADS=heads, KV_HEADS=kv_heads, DIM=dim, PADDED=padded, BLOCK_SIZE=block_size, QUERIES=queries, KEYS=keys,
+        WINDOW=window or 0, CAPPED=soft_cap is not None, DENSE=dense, MATH=math_dtype(q.dtype),
+        num_warps=4, num_stages=2 if small else 3,
+    )  # fmt: skip
+
+
+def _describable(x: Tensor) -> bool:
+    """Whether the copy engine takes it: 16-byte alignment of the start and of every row."""
+    return x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0
+
+
+@triton.jit
+def _attend_many(
+    q, k, v, k_cache, v_cache, out, cu_q, seq_len, slot, block_table,
+    sequences, scale, soft_cap, stride_q, stride_table, fewer_handled,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, DENSE: tl.constexpr,
+    MATH: tl.constexpr,
+):  # fmt: skip
+    """Program (tile of queries, query head); k and v are descriptors if DENSE."""
+    tile, head = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1)
+    kv_head = head // (HEADS // KV_HEADS)
+
+    # The last sequence whose tiles begin at or before this one, by bisection.
+    low, high = 0, sequences
+    while low < high:
+        middle = (low + high) // 2
+        if (tl.load(cu_q + middle) // QUERIES + middle).to(tl.int32) <= tile:
+            low = middle + 1
+        else:
+            high = middle
+    s = low - 1
+    query0 = tl.load(cu_q + s).to(tl.int32)
+    queries = tl.load(cu_q + s + 1).to(tl.int32) - query0
+    row0 = (tile - (query0 // QUERIES + s)) * QUERIES
+    if (queries <= fewer_handled) | (row0 >= queries):
+        return
+
+    end = tl.load(seq_len + s).to(tl.int32)
+    past = end - queries
+    if (not DENSE) or tl.load(slot + query0) < 0:
+        past = end  # everything is read from the cache
+    r, d = row0 + tl.arange(0, QUERIES), tl.arange(0, PADDED)
+    position = end - queries + r
+    position0 = end - queries + row0
+    real = (r < queries)[:, None] & (d < DIM)[None, :]
+    at = (query0 + r).to(tl.int64)[:, None]
+    query = tl.load(q + at * stride_q + head * DIM + d[None, :], mask=real, other=0.0).to(MATH)
+    m = tl.full([QUERIES], float("-inf"), tl.float32)
+    l = tl.zeros([QUERIES], tl.float32)
+    acc = tl.zeros([QUERIES, PADDED], tl.float32)
+
+    # Four stretches of keys: the past and the own ones, and of each first the whole tiles that every query sees.
+    past_end = tl.minimum(past, tl.minimum(position0 + QUERIES, end))
+    past_start = 0
+    past_full = tl.minimum(past, position0 + 1) // KEYS * KEYS
+    if WINDOW > 0:
+        past_start = tl.maximum(position0 - WINDOW + 1, 0) // KEYS * KEYS
+        past_full = past_start
+    for j in range(past_start, past_full, KEYS):
+        p = j + tl.arange(0, KEYS)
+        block = tl.load(block_table + s * stride_table + p // BLOCK_SIZE).to(tl.int64)
+        at = ((block * BLOCK_SIZE + p % BLOCK_SIZE) * KV_HEADS + kv_head) * DIM
+        keys = tl.load(k_cache + at[None, :] + d[:, None], mask=(d < DIM)[:, None], other=0.0)
+        scores = scores_of(query, keys.to(MATH), scale, soft_cap, CAPPED)
+        values = tl.load(v_cache + at[:, None] + d[None, :], mask=(d < DIM)[None, :], other=0.0)
+        m, l, acc = softmax_step(scores, values.to(MATH), m, l, acc)
+    for j in range(past_full, past_end, KEYS):
+        p = j + tl.arange(0, KEYS)
+        inside = p < past_end
+        block = tl.load(block_table + s * stride_table + p // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
+        at = ((block * BLOCK_SIZE + p % BLOCK_SIZE) * KV_HEADS + kv_head) * DIM
+        keys = tl.load(k_cache + at[None, :] + d[:, None], mask=inside[None, :] & (d < DIM)[:, None], other=0.0)
+        scores = scores_of(query, keys.to(MATH), scale, soft_cap, CAPPED)
+        visible = inside[None, :] & (p[None, :] <= position[:, None])
+        if WINDOW > 0:
+            visible &= p[None, :] > position[:, None] - WINDOW
+        scores = tl.where(visible, scores, float("-inf"))
+        values = tl.load(v_cache + at[:, None] + d[None, :], mask=inside[:, None] & (d < DIM)[None, :], other=0.0)
+        m, l, acc = softmax_step(scores, values.to(MATH), m, l, acc)
+
+    if DENSE:  # from here on keys are counted from the chunk's first
+        own_end = tl.where(past < end, tl.minimum(row0 + QUERIES, queries), 0)
+        own_start = 0
+        own_full = tl.minimum(own_end, row0 // KEYS * KEYS)
+        if WINDOW > 0:
+            own_start = tl.maximum(row0 - WINDOW + 1, 0) // KEYS * KEYS
+            own_full = own_start
+        for j in range(own_start, own_full, KEYS):
+            keys = k.load([query0 + j, kv_head * DIM])
+            scores = scores_of(query, keys.to(MATH).T, scale, soft_cap, CAPPED)
+            values = v.load([query0 + j, kv_head * DIM])
+            m, l, acc = softmax_step(scores, values.to(MATH), m, l, acc)
+        for j in range(own_full, own_end, KEYS):
+            p = j + tl.arange(0, KEYS)
+            keys = k.load([query0 + j, kv_head * DIM])
+            scores = scores_of(query, keys.to(MATH).T, scale, soft_cap, CAPPED)
+            visible = p[None, :] <= r[:, None]
+            if WINDOW > 0:
+                visible &= p[None, :] > r[:, None] - WINDOW
+            scores = tl.where(visible, scores, float("-inf"))
+            values = v.load([query0 + j, kv_head * DIM]).to(MATH)
+            # Rows after the chunk are another sequence's, or padding: 0 * NaN would be NaN.
+            values = tl.where((p < queries)[:, None], values, 0.0)
+            m, l, acc = softmax_step(scores, values, m, l, acc)
+
+    to = ((query0 + r).to(tl.int64)[:, None] * HEADS + head) * DIM + d[None, :]
+    tl.store(out + to, (acc / l[:, None]).to(out.dtype.element_ty), mask=real)

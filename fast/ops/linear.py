@@ -1,0 +1,67 @@
+"""Rows and weights: ``embed`` looks rows up, ``linear`` multiplies by a weight matrix.
+
+The idea. For many rows a matrix product is bound by the matrix units, and cuBLAS is very good at it. For one row it is
+bound by reading the weight once, and a small matrix (Qwen3-0.6B's are 2 to 12 MB) is over before a kernel made of
+large tiles has filled the GPU. There a program that takes just two rows of the weight, and so thousands of programs,
+comes much closer to the memory's speed. Which of the two runs is looked up by the number of rows: measured, GEMV_SHARE
+
+Roofline of the small kernel: bytes; N * K numbers of the weight.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+GEMV_ROWS = 1  # the most rows for which the small kernel is used
+OUTPUTS, DEPTH = 2, 1024  # rows of the weight per program, and columns per iteration
+
+
+def embed(ids: Tensor, weight: Tensor) -> Tensor:
+    """Rows of the embedding table: ids [T] (int), weight [V, H] -> [T, H]. torch's own gather is at the roofline."""
+    return weight.index_select(0, ids)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [T, K] times the transpose of weight [N, K], plus bias [N] -> [T, N], all of one dtype."""
+    if 0 < x.shape[0] <= GEMV_ROWS and x.is_cuda:
+        return gemv(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+def gemv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``linear`` for very few rows: x [T, K], T small, weight [N, K] contiguous."""
+    (rows, depth), outputs = x.shape, weight.shape[0]
+    out = x.new_empty(rows, outputs)
+    _gemv[(triton.cdiv(outputs, OUTPUTS),)](
+        x, weight, weight if bias is None else bias, out, depth, outputs, x.stride(0),
+        ROWS=rows, BIAS=bias is not None, OUTPUTS=OUTPUTS, DEPTH=min(DEPTH, triton.next_power_of_2(depth)), num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _gemv(
+    x, weight, bias, out, depth, outputs, stride,
+    ROWS: tl.constexpr, BIAS: tl.constexpr, OUTPUTS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """OUTPUTS rows of the weight against all rows of x. Products are added up in float32, lane by lane, and last of
+    all across the lanes."""
+    n = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    r = tl.arange(0, ROWS)
+    acc = tl.zeros([ROWS, OUTPUTS, DEPTH], tl.float32)
+    for start in range(0, depth, DEPTH):
+        k = start + tl.arange(0, DEPTH)
+        w = tl.load(
+            weight + n.to(tl.int64)[:, None] * depth + k[None, :],
+            mask=(n < outputs)[:, None] & (k < depth)[None, :], other=0.0,
+        ).to(tl.float32)  # fmt: skip
+        a = tl.load(x + r[:, None] * stride + k[None, :], mask=(k < depth)[None, :], other=0.0).to(tl.float32)
+        acc += a[:, None, :] * w[None, :, :]
+    total = tl.sum(acc, 2)
+    if BIAS:
+        total += tl.load(bias + n, mask=n < outputs, other=0.0).to(tl.float32)[None, :]
+    to = r[:, None] * outputs + n[None, :]
+    tl.store(out + to, total.to(out.dtype.element_ty), mask=(n < outputs)[None, :])
