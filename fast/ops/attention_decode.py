@@ -38,14 +38,13 @@ def few_queries(share: int) -> int:
 class Pieces:
     """The work list. A *piece* is a sequence and a stretch of its positions.
 
-    sequence  [capacity] int32, of each piece; a sequence's pieces follow each other
-    first     [S + 1] int32, the first piece of each sequence; the last entry is the number of pieces
-    length    [1] int32, positions per piece; piece boundaries are its multiples
+    items   [3, capacity] int32; of each piece the sequence (-1: no such piece), its first position, one after its last.
+            A sequence's pieces follow each other; inner boundaries are at multiples of one length.
+    first   [S + 1] int32, the first piece of each sequence, and their number
     """
 
-    sequence: Tensor
+    items: Tensor
     first: Tensor
-    length: Tensor
 
 
 def list_pieces(meta: AttnMeta, kv_heads: int, max_queries: int, window: int | None) -> Pieces:
@@ -54,26 +53,25 @@ def list_pieces(meta: AttnMeta, kv_heads: int, max_queries: int, window: int | N
     if key not in meta.derived:
         sequences, device = len(meta.seq_len), meta.seq_len.device
         target = triton.cdiv(PIECES_PER_PROCESSOR * num_processors(device), kv_heads)
-        pieces = Pieces(
-            sequence=torch.empty(target + 2 * sequences, dtype=torch.int32, device=device),
-            first=torch.empty(sequences + 1, dtype=torch.int32, device=device),
-            length=torch.empty(1, dtype=torch.int32, device=device),
-        )
+        capacity = target + 2 * sequences  # each sequence's first and last may be partial
+        items = torch.empty(3, capacity, dtype=torch.int32, device=device)
+        first = torch.empty(sequences + 1, dtype=torch.int32, device=device)
         _list_pieces[(1,)](
-            meta.cu_q, meta.seq_len, pieces.sequence, pieces.first, pieces.length, sequences, target,
+            meta.cu_q, meta.seq_len, items, first, sequences, target, capacity,
             MAX_QUERIES=max_queries, WINDOW=window or 0, SHORTEST=SHORTEST_PIECE,
-            BLOCK=triton.next_power_of_2(sequences + 1),
+            BLOCK=triton.next_power_of_2(sequences + 1), CAPACITY=triton.next_power_of_2(capacity),
         )  # fmt: skip
-        meta.derived[key] = pieces
+        meta.derived[key] = Pieces(items, first)
     return meta.derived[key]
 
 
 @triton.jit
 def _list_pieces(
-    cu_q, seq_len, sequence, first, length, sequences, target,
+    cu_q, seq_len, items, first, sequences, target, capacity,
     MAX_QUERIES: tl.constexpr, WINDOW: tl.constexpr, SHORTEST: tl.constexpr, BLOCK: tl.constexpr,
+    CAPACITY: tl.constexpr,
 ):  # fmt: skip
-    """One program. No more than ``target`` + 2 * sequences pieces: each sequence's first and last may be partial."""
+    """One program, a lane per sequence."""
     s = tl.arange(0, BLOCK)
     queries = tl.load(cu_q + s + 1, mask=s < sequences, other=0) - tl.load(cu_q + s, mask=s < sequences, other=0)
     end = tl.load(seq_len + s, mask=s < sequences, other=0).to(tl.int32)
@@ -82,13 +80,18 @@ def _list_pieces(
     if WINDOW > 0:
         begin = tl.maximum(end - queries.to(tl.int32) - WINDOW + 1, 0)
     total = tl.sum(tl.where(ours, end - begin, 0), 0)
-    piece = tl.maximum(tl.cdiv(tl.cdiv(total, target), SHORTEST), 1) * SHORTEST
-    count = tl.where(ours, tl.cdiv(end, piece) - begin // piece, 0)
+    length = tl.maximum(tl.cdiv(tl.cdiv(total, target), SHORTEST), 1) * SHORTEST
+    count = tl.where(ours, tl.cdiv(end, length) - begin // length, 0)
     upto = tl.cumsum(count, 0)
-    tl.store(length, piece)
     tl.store(first + s, upto - count, mask=s <= sequences)
+    i = tl.arange(0, CAPACITY)
+    tl.store(items + i, tl.full([CAPACITY], -1, tl.int32), mask=(i >= tl.sum(count, 0)) & (i < capacity))
     for i in range(tl.max(count, 0)):
-        tl.store(sequence + upto - count + i, s, mask=i < count)
+        item = items + upto - count + i
+        start = (begin // length + i) * length
+        tl.store(item, s, mask=i < count)
+        tl.store(item + capacity, tl.maximum(start, begin), mask=i < count)
+        tl.store(item + 2 * capacity, tl.minimum(start + length, end), mask=i < count)
 
 
 def attend_few(
@@ -116,92 +119,95 @@ def attend_few(
     rows = triton.next_power_of_2(max(ROWS, share))
     padded = triton.next_power_of_2(max(16, dim))
     pieces = list_pieces(meta, kv_heads, max_q, window)
-    capacity = len(pieces.sequence)
+    capacity = pieces.items.shape[1]
     partial = torch.empty(capacity, kv_heads, rows, dim, dtype=torch.float32, device=q.device)
     lse = torch.empty(capacity, kv_heads, rows, dtype=torch.float32, device=q.device)
-    wide = sequences * kv_heads >= 4 * num_processors(q.device) or padded > 128
+    tiles = _tiles(q.element_size(), padded, busy=sequences * kv_heads >= 4 * num_processors(q.device))
     shape = dict(SHARE=share, DIM=dim, PADDED=padded, ROWS=rows)
     _attend_few[(capacity, kv_heads)](
         q, k, v, k_cache, v_cache, out, partial, lse,
-        meta.cu_q, meta.seq_len, meta.slot, meta.block_table, pieces.sequence, pieces.first, pieces.length,
-        sequences, scale, soft_cap or 0.0,
+        meta.cu_q, meta.seq_len, meta.slot, meta.block_table, pieces.items, pieces.first,
+        scale, soft_cap or 0.0,
         q.stride(0), k.stride(0), v.stride(0), meta.block_table.stride(0),
-        KV_HEADS=kv_heads, BLOCK_SIZE=block_size, KEYS=(64 if wide else 32) if q.element_size() == 2 else 32,
-        WINDOW=window or 0, CAPPED=soft_cap is not None, WRITE=write, MATH=math_dtype(q.dtype), **shape,
-        num_warps=4 if wide else 2, num_stages=3 if padded <= 128 else 2,
+        KV_HEADS=kv_heads, BLOCK_SIZE=block_size,
+        WINDOW=window or 0, CAPPED=soft_cap is not None, WRITE=write, MATH=math_dtype(q.dtype), **shape, **tiles,
     )  # fmt: skip
     _combine[(sequences, kv_heads, max_q * share)](
         partial, lse, out, meta.cu_q, pieces.first, kv_heads, **shape, PIECES=16, num_warps=2
     )
 
 
+def _tiles(bytes_per_number: int, padded: int, *, busy: bool) -> dict[str, int]:
+    """Measured on an H200: few programs are better short and narrow."""
+    if bytes_per_number == 4 or padded > 128:
+        return dict(KEYS=32, num_warps=4, num_stages=2)
+    return dict(KEYS=64, num_warps=4, num_stages=3) if busy else dict(KEYS=32, num_warps=2, num_stages=3)
+
+
 @triton.jit
 def _attend_few(
     q, k, v, k_cache, v_cache, out, partial, lse,
-    cu_q, seq_len, slot, block_table, sequence, first, length,
-    sequences, scale, soft_cap, stride_q, stride_k, stride_v, stride_table,
+    cu_q, seq_len, slot, block_table, items, first,
+    scale, soft_cap, stride_q, stride_k, stride_v, stride_table,
     SHARE: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
     KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr, WINDOW: tl.constexpr,
     CAPPED: tl.constexpr, WRITE: tl.constexpr, MATH: tl.constexpr,
 ):  # fmt: skip
     """Program (piece, K/V head): the piece's keys against all rows of its sequence."""
     item, head = tl.program_id(0), tl.program_id(1)
-    if item >= tl.load(first + sequences):
+    # Loads that wait for each other are what a short piece spends its time on: three deep to the first key.
+    s = tl.load(items + item)
+    start = tl.load(items + tl.num_programs(0) + item)
+    stop = tl.load(items + 2 * tl.num_programs(0) + item)
+    if s < 0:
         return
-    s = tl.load(sequence + item)
-    piece = tl.load(length)
     query0 = tl.load(cu_q + s).to(tl.int64)
     queries = (tl.load(cu_q + s + 1) - query0).to(tl.int32)
-    end = tl.load(seq_len + s).to(tl.int32)
-    past = end - queries  # the first query's position
-    seen = 0
-    if WINDOW > 0:
-        seen = tl.maximum(past - WINDOW + 1, 0)
-    first_item = tl.load(first + s)
-    start = (seen // piece + item - first_item) * piece
-    stop = tl.minimum(start + piece, end)
-
+    past = tl.load(seq_len + s).to(tl.int32) - queries  # the first query's position
     r, d = tl.arange(0, ROWS), tl.arange(0, PADDED)
     real = (r < queries * SHARE)[:, None] & (d < DIM)[None, :]
-    if WRITE:
-        # The new positions of this piece, one row each. No other program reads or writes them.
-        p = past + r
-        target = tl.load(slot + query0 + r, mask=r < queries, other=-1).to(tl.int64)
-        mine = ((target >= 0) & (p >= start) & (p < stop))[:, None] & (d < DIM)[None, :]
-        to = (target[:, None] * KV_HEADS + head) * DIM + d[None, :]
-        source = (query0 + r)[:, None]
-        tl.store(k_cache + to, tl.load(k + source * stride_k + head * DIM + d[None, :], mask=mine), mask=mine)
-        tl.store(v_cache + to, tl.load(v + source * stride_v + head * DIM + d[None, :], mask=mine), mask=mine)
-        tl.debug_barrier()
-
     row = (query0 + r // SHARE)[:, None] * stride_q + (head * SHARE + r % SHARE)[:, None] * DIM + d[None, :]
     query = tl.load(q + row, mask=real, other=0.0).to(MATH)
     position = past + r // SHARE
+    if WRITE and stop > past:
+        # The new positions of this piece, one row each. No other program reads or writes them.
+        new = past + r
+        target = tl.load(slot + query0 + r, mask=r < queries, other=-1).to(tl.int64)
+        source = (query0 + r)[:, None]
+        mine = ((r < queries) & (new >= start) & (new < stop))[:, None] & (d < DIM)[None, :]
+        new_k = tl.load(k + source * stride_k + head * DIM + d[None, :], mask=mine)
+        new_v = tl.load(v + source * stride_v + head * DIM + d[None, :], mask=mine)
+        cell = (target[:, None] * KV_HEADS + head) * DIM + d[None, :]
+        tl.store(k_cache + cell, new_k, mask=mine & (target >= 0)[:, None])
+        tl.store(v_cache + cell, new_v, mask=mine & (target >= 0)[:, None])
+        tl.debug_barrier()
+
     m = tl.full([ROWS], float("-inf"), tl.float32)
     l = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, PADDED], tl.float32)
-    lowest = tl.maximum(start, seen // KEYS * KEYS)
-    for j in range(lowest, stop, KEYS):
+    for j in range(start // KEYS * KEYS, stop, KEYS):
         p = j + tl.arange(0, KEYS)
         block = tl.load(block_table + s * stride_table + p // BLOCK_SIZE, mask=p < stop, other=0).to(tl.int64)
         at = ((block * BLOCK_SIZE + p % BLOCK_SIZE) * KV_HEADS + head) * DIM
-        keys = tl.load(k_cache + at[None, :] + d[:, None], mask=(p < stop)[None, :] & (d < DIM)[:, None], other=0.0)
-        scores = scores_of(query, keys.to(MATH), scale, soft_cap, CAPPED)
+        cells = at[:, None] + d[None, :]
+        mask = (p < stop)[:, None] if DIM == PADDED else (p < stop)[:, None] & (d < DIM)[None, :]
+        keys = tl.load(k_cache + cells, mask=mask, other=0.0).to(MATH)
+        scores, factor = scores_of(query, keys.T, scale, soft_cap, CAPPED)
         visible = (p < stop)[None, :] & (p[None, :] <= position[:, None])
         if WINDOW > 0:
             visible &= p[None, :] > position[:, None] - WINDOW
         scores = tl.where(visible, scores, float("-inf"))
-        values = tl.load(v_cache + at[:, None] + d[None, :], mask=(p < stop)[:, None] & (d < DIM)[None, :], other=0.0)
-        m, l, acc = softmax_step(scores, values.to(MATH), m, l, acc)
+        values = tl.load(v_cache + cells, mask=mask, other=0.0).to(MATH)
+        m, l, acc = softmax_step(scores, factor, values, m, l, acc, MASKED=True)
 
-    acc = acc / tl.where(l == 0, 1.0, l)[:, None]
-    if tl.load(first + s + 1) == first_item + 1:
+    result = acc / tl.where(l == 0, 1.0, l)[:, None]
+    if tl.load(first + s + 1) - tl.load(first + s) == 1:
         to = ((query0 + r // SHARE)[:, None] * KV_HEADS * SHARE + (head * SHARE + r % SHARE)[:, None]) * DIM
-        tl.store(out + to + d[None, :], acc.to(out.dtype.element_ty), mask=real)
+        tl.store(out + to + d[None, :], result.to(out.dtype.element_ty), mask=real)
     else:
-        to = (item.to(tl.int64) * KV_HEADS + head) * ROWS + r
-        tl.store(partial + to[:, None] * DIM + d[None, :], acc, mask=real)
-        tl.store(lse + to, m + tl.log2(l), mask=r < queries * SHARE)  # in units of log 2; -inf: saw nothing
+        at_row = (item.to(tl.int64) * KV_HEADS + head) * ROWS + r
+        tl.store(partial + at_row[:, None] * DIM + d[None, :], result, mask=real)
+        tl.store(lse + at_row, m + tl.log2(l), mask=r < queries * SHARE)  # in units of log 2; -inf: saw nothing
 
 
 @triton.jit

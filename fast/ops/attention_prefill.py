@@ -46,8 +46,8 @@ def attend_many(
     tokens, heads, dim = q.shape
     block_size, kv_heads = k_cache.shape[1:3]
     sequences, padded = len(meta.seq_len), triton.next_power_of_2(max(16, dim))
-    small = q.element_size() == 4 or padded > 128  # tiles that fit into shared memory
-    queries, keys = (32 if q.element_size() == 4 else 64), (32 if small else 64)
+    tiles = _tiles(q.element_size(), padded)
+    queries, keys = tiles["QUERIES"], tiles["KEYS"]
     dense = padded == dim and k.dtype == k_cache.dtype and all(_describable(x) for x in (k, v))
     boxes = [TensorDescriptor(x, [tokens, kv_heads * dim], [x.stride(0), 1], [keys, padded]) if dense else x for x in (k, v)]
     # Tile i of sequence s is program cu_q[s] // queries + s + i at least: enough programs for all, some of them idle.
@@ -55,10 +55,16 @@ def attend_many(
     _attend_many[grid](
         q, *boxes, k_cache, v_cache, out, meta.cu_q, meta.seq_len, meta.slot, meta.block_table,
         sequences, scale, soft_cap or 0.0, q.stride(0), meta.block_table.stride(0), fewer_handled,
-        HEADS=heads, KV_HEADS=kv_heads, DIM=dim, PADDED=padded, BLOCK_SIZE=block_size, QUERIES=queries, KEYS=keys,
-        WINDOW=window or 0, CAPPED=soft_cap is not None, DENSE=dense, MATH=math_dtype(q.dtype),
-        num_warps=4, num_stages=2 if small else 3,
+        HEADS=heads, KV_HEADS=kv_heads, DIM=dim, PADDED=padded, BLOCK_SIZE=block_size,
+        WINDOW=window or 0, CAPPED=soft_cap is not None, DENSE=dense, MATH=math_dtype(q.dtype), **tiles,
     )  # fmt: skip
+
+
+def _tiles(bytes_per_number: int, padded: int) -> dict[str, int]:
+    """Measured on an H200; wide heads and float32 must fit into shared memory."""
+    if bytes_per_number == 4:
+        return dict(QUERIES=32, KEYS=32, num_warps=4, num_stages=2)
+    return dict(QUERIES=64, KEYS=32 if padded > 128 else 64, num_warps=4, num_stages=2 if padded > 128 else 3)
 
 
 def _describable(x: Tensor) -> bool:
@@ -101,8 +107,8 @@ def _attend_many(
     position = end - queries + r
     position0 = end - queries + row0
     real = (r < queries)[:, None] & (d < DIM)[None, :]
-    at = (query0 + r).to(tl.int64)[:, None]
-    query = tl.load(q + at * stride_q + head * DIM + d[None, :], mask=real, other=0.0).to(MATH)
+    row = (query0 + r).to(tl.int64)[:, None]
+    query = tl.load(q + row * stride_q + head * DIM + d[None, :], mask=real, other=0.0).to(MATH)
     m = tl.full([QUERIES], float("-inf"), tl.float32)
     l = tl.zeros([QUERIES], tl.float32)
     acc = tl.zeros([QUERIES, PADDED], tl.float32)
@@ -119,22 +125,22 @@ def _attend_many(
         block = tl.load(block_table + s * stride_table + p // BLOCK_SIZE).to(tl.int64)
         at = ((block * BLOCK_SIZE + p % BLOCK_SIZE) * KV_HEADS + kv_head) * DIM
         keys = tl.load(k_cache + at[None, :] + d[:, None], mask=(d < DIM)[:, None], other=0.0)
-        scores = scores_of(query, keys.to(MATH), scale, soft_cap, CAPPED)
+        scores, factor = scores_of(query, keys.to(MATH), scale, soft_cap, CAPPED)
         values = tl.load(v_cache + at[:, None] + d[None, :], mask=(d < DIM)[None, :], other=0.0)
-        m, l, acc = softmax_step(scores, values.to(MATH), m, l, acc)
+        m, l, acc = softmax_step(scores, factor, values.to(MATH), m, l, acc, MASKED=False)
     for j in range(past_full, past_end, KEYS):
         p = j + tl.arange(0, KEYS)
         inside = p < past_end
         block = tl.load(block_table + s * stride_table + p // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
         at = ((block * BLOCK_SIZE + p % BLOCK_SIZE) * KV_HEADS + kv_head) * DIM
         keys = tl.load(k_cache + at[None, :] + d[:, None], mask=inside[None, :] & (d < DIM)[:, None], other=0.0)
-        scores = scores_of(query, keys.to(MATH), scale, soft_cap, CAPPED)
+        scores, factor = scores_of(query, keys.to(MATH), scale, soft_cap, CAPPED)
         visible = inside[None, :] & (p[None, :] <= position[:, None])
         if WINDOW > 0:
             visible &= p[None, :] > position[:, None] - WINDOW
         scores = tl.where(visible, scores, float("-inf"))
         values = tl.load(v_cache + at[:, None] + d[None, :], mask=inside[:, None] & (d < DIM)[None, :], other=0.0)
-        m, l, acc = softmax_step(scores, values.to(MATH), m, l, acc)
+        m, l, acc = softmax_step(scores, factor, values.to(MATH), m, l, acc, MASKED=True)
 
     if DENSE:  # from here on keys are counted from the chunk's first
         own_end = tl.where(past < end, tl.minimum(row0 + QUERIES, queries), 0)
@@ -145,13 +151,13 @@ def _attend_many(
             own_full = own_start
         for j in range(own_start, own_full, KEYS):
             keys = k.load([query0 + j, kv_head * DIM])
-            scores = scores_of(query, keys.to(MATH).T, scale, soft_cap, CAPPED)
+            scores, factor = scores_of(query, keys.to(MATH).T, scale, soft_cap, CAPPED)
             values = v.load([query0 + j, kv_head * DIM])
-            m, l, acc = softmax_step(scores, values.to(MATH), m, l, acc)
+            m, l, acc = softmax_step(scores, factor, values.to(MATH), m, l, acc, MASKED=False)
         for j in range(own_full, own_end, KEYS):
             p = j + tl.arange(0, KEYS)
             keys = k.load([query0 + j, kv_head * DIM])
-            scores = scores_of(query, keys.to(MATH).T, scale, soft_cap, CAPPED)
+            scores, factor = scores_of(query, keys.to(MATH).T, scale, soft_cap, CAPPED)
             visible = p[None, :] <= r[:, None]
             if WINDOW > 0:
                 visible &= p[None, :] > r[:, None] - WINDOW
@@ -159,7 +165,6 @@ def _attend_many(
             values = v.load([query0 + j, kv_head * DIM]).to(MATH)
             # Rows after the chunk are another sequence's, or padding: 0 * NaN would be NaN.
             values = tl.where((p < queries)[:, None], values, 0.0)
-            m, l, acc = softmax_step(scores, values, m, l, acc)
+            m, l, acc = softmax_step(scores, factor, values, m, l, acc, MASKED=True)
 
-    to = ((query0 + r).to(tl.int64)[:, None] * HEADS + head) * DIM + d[None, :]
-    tl.store(out + to, (acc / l[:, None]).to(out.dtype.element_ty), mask=real)
+    tl.store(out + (row * HEADS + head) * DIM + d[None, :], (acc / l[:, None]).to(out.dtype.element_ty), mask=real)

@@ -15,7 +15,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-GEMV_ROWS = 1  # the most rows for which the small kernel is used
 OUTPUTS, DEPTH = 2, 1024  # rows of the weight per program, and columns per iteration
 
 
@@ -26,42 +25,34 @@ def embed(ids: Tensor, weight: Tensor) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [T, K] times the transpose of weight [N, K], plus bias [N] -> [T, N], all of one dtype."""
-    if 0 < x.shape[0] <= GEMV_ROWS and x.is_cuda:
+    if x.shape[0] == 1 and x.is_cuda:
         return gemv(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
 def gemv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``linear`` for very few rows: x [T, K], T small, weight [N, K] contiguous."""
-    (rows, depth), outputs = x.shape, weight.shape[0]
-    out = x.new_empty(rows, outputs)
+    """``linear`` for a single row: x [1, K], weight [N, K] contiguous -> [1, N]."""
+    outputs, depth = weight.shape
+    out = x.new_empty(1, outputs)
     _gemv[(triton.cdiv(outputs, OUTPUTS),)](
-        x, weight, weight if bias is None else bias, out, depth, outputs, x.stride(0),
-        ROWS=rows, BIAS=bias is not None, OUTPUTS=OUTPUTS, DEPTH=min(DEPTH, triton.next_power_of_2(depth)), num_warps=4,
+        x, weight, weight if bias is None else bias, out, depth, outputs,
+        BIAS=bias is not None, OUTPUTS=OUTPUTS, DEPTH=min(DEPTH, triton.next_power_of_2(depth)), num_warps=4,
     )  # fmt: skip
     return out
 
 
 @triton.jit
-def _gemv(
-    x, weight, bias, out, depth, outputs, stride,
-    ROWS: tl.constexpr, BIAS: tl.constexpr, OUTPUTS: tl.constexpr, DEPTH: tl.constexpr,
-):  # fmt: skip
-    """OUTPUTS rows of the weight against all rows of x. Products are added up in float32, lane by lane, and last of
-    all across the lanes."""
+def _gemv(x, weight, bias, out, depth, outputs, BIAS: tl.constexpr, OUTPUTS: tl.constexpr, DEPTH: tl.constexpr):
+    """OUTPUTS rows of the weight times x: products are added up lane by lane, and last of all across the lanes."""
     n = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
-    r = tl.arange(0, ROWS)
-    acc = tl.zeros([ROWS, OUTPUTS, DEPTH], tl.float32)
+    acc = tl.zeros([OUTPUTS, DEPTH], tl.float32)
     for start in range(0, depth, DEPTH):
         k = start + tl.arange(0, DEPTH)
-        w = tl.load(
-            weight + n.to(tl.int64)[:, None] * depth + k[None, :],
-            mask=(n < outputs)[:, None] & (k < depth)[None, :], other=0.0,
-        ).to(tl.float32)  # fmt: skip
-        a = tl.load(x + r[:, None] * stride + k[None, :], mask=(k < depth)[None, :], other=0.0).to(tl.float32)
-        acc += a[:, None, :] * w[None, :, :]
-    total = tl.sum(acc, 2)
+        mask = (n < outputs)[:, None] & (k < depth)[None, :]
+        w = tl.load(weight + n.to(tl.int64)[:, None] * depth + k[None, :], mask=mask, other=0.0)
+        a = tl.load(x + k, mask=k < depth, other=0.0)
+        acc += w.to(tl.float32) * a.to(tl.float32)[None, :]
+    total = tl.sum(acc, 1)
     if BIAS:
-        total += tl.load(bias + n, mask=n < outputs, other=0.0).to(tl.float32)[None, :]
-    to = r[:, None] * outputs + n[None, :]
-    tl.store(out + to, total.to(out.dtype.element_ty), mask=(n < outputs)[None, :])
+        total += tl.load(bias + n, mask=n < outputs, other=0.0).to(tl.float32)
+    tl.store(out + n, total.to(out.dtype.element_ty), mask=n < outputs)

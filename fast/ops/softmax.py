@@ -10,24 +10,28 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def scores_of(q, k, scale, soft_cap, CAPPED: tl.constexpr):
-    """q [M, D] against k [D, N] -> scores [M, N] in units of log 2, because exp2 is what the hardware has."""
-    scores = tl.dot(q, k, input_precision="ieee") * (scale * LOG2E)
-    if CAPPED:
-        # tanh(x) = 1 - 2 / (exp(2x) + 1); the scores are x * soft_cap * log2(e) here.
-        capped = 1 - 2 / (tl.exp2(scores * (2 / soft_cap)) + 1)
-        scores = capped * (soft_cap * LOG2E)
-    return scores
+    """q [M, D] against k [D, N] -> raw scores [M, N] and the factor (positive) that takes them to units of log 2.
+
+    Units of log 2, because exp2 is what the hardware has; a factor of its own, because the multiplication is free in
+    ``softmax_step``, where it becomes part of a fused multiply-add.
+    """
+    scores = tl.dot(q, k, input_precision="ieee")
+    if CAPPED:  # tanh(x) = 1 - 2 / (exp(2x) + 1)
+        power = tl.exp2(scores * (2 * LOG2E * scale / soft_cap))
+        return soft_cap - 2 * soft_cap / (power + 1), LOG2E
+    else:
+        return scores, scale * LOG2E
 
 
 @triton.jit
-def softmax_step(scores, v, m, l, acc):
+def softmax_step(scores, factor, v, m, l, acc, MASKED: tl.constexpr):
     """Take one tile of keys in: scores [M, N] (-inf = unseen), v [N, D]; running m, l [M] and acc [M, D], all updated.
 
-    A row that has seen no key yet has m = -inf; zero takes its place as the exponent's base, so that no NaN arises.
+    If MASKED a row may have seen no key yet; its m is -inf, and zero takes its place as the exponent's base.
     """
-    m_new = tl.maximum(m, tl.max(scores, 1))
-    base = tl.where(m_new == float("-inf"), 0.0, m_new)
-    weights = tl.exp2(scores - base[:, None])
+    m_new = tl.maximum(m, tl.max(scores, 1) * factor)
+    base = tl.where(m_new == float("-inf"), 0.0, m_new) if MASKED else m_new
+    weights = tl.exp2(scores * factor - base[:, None])
     shrink = tl.exp2(m - base)
     l = l * shrink + tl.sum(weights, 1)
     acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
