@@ -57,8 +57,8 @@ def list_pieces(meta: AttnMeta, kv_heads: int, max_queries: int, window: int | N
         items = torch.empty(3, capacity, dtype=torch.int32, device=device)
         first = torch.empty(sequences + 1, dtype=torch.int32, device=device)
         _list_pieces[(1,)](
-            meta.cu_q, meta.seq_len, items, first, sequences, target, capacity,
-            MAX_QUERIES=max_queries, WINDOW=window or 0, SHORTEST=SHORTEST_PIECE,
+            meta.cu_q, meta.seq_len, items, first, sequences, target, capacity, window or (1 << 30),
+            MAX_QUERIES=max_queries, SHORTEST=SHORTEST_PIECE,
             BLOCK=triton.next_power_of_2(sequences + 1), CAPACITY=triton.next_power_of_2(capacity),
         )  # fmt: skip
         meta.derived[key] = Pieces(items, first)
@@ -67,8 +67,8 @@ def list_pieces(meta: AttnMeta, kv_heads: int, max_queries: int, window: int | N
 
 @triton.jit
 def _list_pieces(
-    cu_q, seq_len, items, first, sequences, target, capacity,
-    MAX_QUERIES: tl.constexpr, WINDOW: tl.constexpr, SHORTEST: tl.constexpr, BLOCK: tl.constexpr,
+    cu_q, seq_len, items, first, sequences, target, capacity, window,
+    MAX_QUERIES: tl.constexpr, SHORTEST: tl.constexpr, BLOCK: tl.constexpr,
     CAPACITY: tl.constexpr,
 ):  # fmt: skip
     """One program, a lane per sequence."""
@@ -76,9 +76,7 @@ def _list_pieces(
     queries = tl.load(cu_q + s + 1, mask=s < sequences, other=0) - tl.load(cu_q + s, mask=s < sequences, other=0)
     end = tl.load(seq_len + s, mask=s < sequences, other=0).to(tl.int32)
     ours = (queries > 0) & (queries <= MAX_QUERIES)
-    begin = tl.zeros_like(end)
-    if WINDOW > 0:
-        begin = tl.maximum(end - queries.to(tl.int32) - WINDOW + 1, 0)
+    begin = tl.maximum(end - queries.to(tl.int32) - window + 1, 0)
     total = tl.sum(tl.where(ours, end - begin, 0), 0)
     length = tl.maximum(tl.cdiv(tl.cdiv(total, target), SHORTEST), 1) * SHORTEST
     count = tl.where(ours, tl.cdiv(end, length) - begin // length, 0)
@@ -127,10 +125,10 @@ def attend_few(
     _attend_few[(capacity, kv_heads)](
         q, k, v, k_cache, v_cache, out, partial, lse,
         meta.cu_q, meta.seq_len, meta.slot, meta.block_table, pieces.items, pieces.first,
-        scale, soft_cap or 0.0,
+        scale, soft_cap or 0.0, window or 0,
         q.stride(0), k.stride(0), v.stride(0), meta.block_table.stride(0),
         KV_HEADS=kv_heads, BLOCK_SIZE=block_size,
-        WINDOW=window or 0, CAPPED=soft_cap is not None, WRITE=write, MATH=math_dtype(q.dtype), **shape, **tiles,
+        WINDOWED=window is not None, CAPPED=soft_cap is not None, WRITE=write, MATH=math_dtype(q.dtype), **shape, **tiles,
     )  # fmt: skip
     _combine[(sequences, kv_heads, max_q * share)](
         partial, lse, out, meta.cu_q, pieces.first, kv_heads, **shape, PIECES=16, num_warps=2
@@ -138,19 +136,21 @@ def attend_few(
 
 
 def _tiles(bytes_per_number: int, padded: int, *, busy: bool) -> dict[str, int]:
-    """Measured on an H200: few programs are better short and narrow."""
+    """Measured on an H200. ``busy``: one piece per sequence would fill the GPU."""
     if bytes_per_number == 4 or padded > 128:
         return dict(KEYS=32, num_warps=4, num_stages=2)
-    return dict(KEYS=64, num_warps=4, num_stages=3) if busy else dict(KEYS=32, num_warps=2, num_stages=3)
+    if padded == 128 and not busy:
+        return dict(KEYS=64, num_warps=4, num_stages=2)
+    return dict(KEYS=32, num_warps=2, num_stages=3 if padded == 128 else 2)
 
 
 @triton.jit
 def _attend_few(
     q, k, v, k_cache, v_cache, out, partial, lse,
     cu_q, seq_len, slot, block_table, items, first,
-    scale, soft_cap, stride_q, stride_k, stride_v, stride_table,
+    scale, soft_cap, window, stride_q, stride_k, stride_v, stride_table,
     SHARE: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
-    KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr, WINDOW: tl.constexpr,
+    KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr, WINDOWED: tl.constexpr,
     CAPPED: tl.constexpr, WRITE: tl.constexpr, MATH: tl.constexpr,
 ):  # fmt: skip
     """Program (piece, K/V head): the piece's keys against all rows of its sequence."""
@@ -194,8 +194,8 @@ def _attend_few(
         keys = tl.load(k_cache + cells, mask=mask, other=0.0).to(MATH)
         scores, factor = scores_of(query, keys.T, scale, soft_cap, CAPPED)
         visible = (p < stop)[None, :] & (p[None, :] <= position[:, None])
-        if WINDOW > 0:
-            visible &= p[None, :] > position[:, None] - WINDOW
+        if WINDOWED:
+            visible &= p[None, :] > position[:, None] - window
         scores = tl.where(visible, scores, float("-inf"))
         values = tl.load(v_cache + cells, mask=mask, other=0.0).to(MATH)
         m, l, acc = softmax_step(scores, factor, values, m, l, acc, MASKED=True)

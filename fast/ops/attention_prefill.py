@@ -54,9 +54,9 @@ def attend_many(
     grid = tokens // queries + sequences, heads
     _attend_many[grid](
         q, *boxes, k_cache, v_cache, out, meta.cu_q, meta.seq_len, meta.slot, meta.block_table,
-        sequences, scale, soft_cap or 0.0, q.stride(0), meta.block_table.stride(0), fewer_handled,
+        sequences, scale, soft_cap or 0.0, window or 0, q.stride(0), meta.block_table.stride(0), fewer_handled,
         HEADS=heads, KV_HEADS=kv_heads, DIM=dim, PADDED=padded, BLOCK_SIZE=block_size,
-        WINDOW=window or 0, CAPPED=soft_cap is not None, DENSE=dense, MATH=math_dtype(q.dtype), **tiles,
+        WINDOWED=window is not None, CAPPED=soft_cap is not None, DENSE=dense, MATH=math_dtype(q.dtype), **tiles,
     )  # fmt: skip
 
 
@@ -75,9 +75,9 @@ def _describable(x: Tensor) -> bool:
 @triton.jit
 def _attend_many(
     q, k, v, k_cache, v_cache, out, cu_q, seq_len, slot, block_table,
-    sequences, scale, soft_cap, stride_q, stride_table, fewer_handled,
+    sequences, scale, soft_cap, window, stride_q, stride_table, fewer_handled,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, DENSE: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, WINDOWED: tl.constexpr, CAPPED: tl.constexpr, DENSE: tl.constexpr,
     MATH: tl.constexpr,
 ):  # fmt: skip
     """Program (tile of queries, query head); k and v are descriptors if DENSE."""
@@ -117,8 +117,8 @@ def _attend_many(
     past_end = tl.minimum(past, tl.minimum(position0 + QUERIES, end))
     past_start = 0
     past_full = tl.minimum(past, position0 + 1) // KEYS * KEYS
-    if WINDOW > 0:
-        past_start = tl.maximum(position0 - WINDOW + 1, 0) // KEYS * KEYS
+    if WINDOWED:
+        past_start = tl.maximum(position0 - window + 1, 0) // KEYS * KEYS
         past_full = past_start
     for j in range(past_start, past_full, KEYS):
         p = j + tl.arange(0, KEYS)
@@ -136,8 +136,8 @@ def _attend_many(
         keys = tl.load(k_cache + at[None, :] + d[:, None], mask=inside[None, :] & (d < DIM)[:, None], other=0.0)
         scores, factor = scores_of(query, keys.to(MATH), scale, soft_cap, CAPPED)
         visible = inside[None, :] & (p[None, :] <= position[:, None])
-        if WINDOW > 0:
-            visible &= p[None, :] > position[:, None] - WINDOW
+        if WINDOWED:
+            visible &= p[None, :] > position[:, None] - window
         scores = tl.where(visible, scores, float("-inf"))
         values = tl.load(v_cache + at[:, None] + d[None, :], mask=inside[:, None] & (d < DIM)[None, :], other=0.0)
         m, l, acc = softmax_step(scores, factor, values.to(MATH), m, l, acc, MASKED=True)
@@ -146,8 +146,8 @@ def _attend_many(
         own_end = tl.where(past < end, tl.minimum(row0 + QUERIES, queries), 0)
         own_start = 0
         own_full = tl.minimum(own_end, row0 // KEYS * KEYS)
-        if WINDOW > 0:
-            own_start = tl.maximum(row0 - WINDOW + 1, 0) // KEYS * KEYS
+        if WINDOWED:
+            own_start = tl.maximum(row0 - window + 1, 0) // KEYS * KEYS
             own_full = own_start
         for j in range(own_start, own_full, KEYS):
             keys = k.load([query0 + j, kv_head * DIM])
@@ -159,8 +159,8 @@ def _attend_many(
             keys = k.load([query0 + j, kv_head * DIM])
             scores, factor = scores_of(query, keys.to(MATH).T, scale, soft_cap, CAPPED)
             visible = p[None, :] <= r[:, None]
-            if WINDOW > 0:
-                visible &= p[None, :] > r[:, None] - WINDOW
+            if WINDOWED:
+                visible &= p[None, :] > r[:, None] - window
             scores = tl.where(visible, scores, float("-inf"))
             values = v.load([query0 + j, kv_head * DIM]).to(MATH)
             # Rows after the chunk are another sequence's, or padding: 0 * NaN would be NaN.

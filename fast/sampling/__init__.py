@@ -1,0 +1,10 @@
+"""From logits to tokens on the GPU: what ``quire.reference.sampling`` defines, without a sort.
+
+    masks → penalties (penalties.py) → temperature → min_p, top-k, top-p (truncation.py)
+    → argmax(logits / T + Gumbel noise) (sampler.py, philox.py)
+"""
+
+from quire.fast.sampling.sampler import sample
+from quire.fast.sampling.state import DeviceSamplerState
+
+__all__ = ["DeviceSamplerState", "sample"]

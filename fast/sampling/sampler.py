@@ -1,0 +1,147 @@
+"""Choosing the token in one pass over the logits: argmax(logits / T + Gumbel noise) over the kept tokens.
+
+The idea. Sampling by noise needs no softmax, no sort and no cumulative sum: it is a maximum, and a maximum can be taken
+piece by piece. Each program walks over a part of a row with its best score so far; tokens whose score plus an upper
+bound of their noise does not reach it are done with after a dozen integer operations. Greedy rows are the same without
+noise. Truncation (top-k, top-p, min-p) comes in as one number per row, the lowest score that is kept
+(``truncation.py``), penalties are applied in place to the few tokens that stand in a history (``penalties.py``).
+
+The noise is the reference's, by the same counters, so the choice is the reference's, except where two scores are within
+float32's rounding of each other. Equal scores: the lowest token id.
+
+Roofline: bytes; the logits once. SAMPLER_SHARE
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from quire.fast.device import num_processors
+from quire.fast.sampling.penalties import penalise
+from quire.fast.sampling.philox import gumbel, gumbel_bound, philox
+from quire.fast.sampling.state import DeviceSamplerState
+from quire.fast.sampling.truncation import scaled, thresholds
+
+BLOCK = 2048  # logits per iteration
+PROGRAMS_PER_PROCESSOR = 8
+
+
+def sample(
+    logits: Tensor,
+    state: DeviceSamplerState,
+    rows: Tensor,
+    lengths: Tensor,
+    tokens: Tensor,
+    masks: Tensor | None = None,
+    *,
+    penalised: bool = True,
+    truncated: bool = True,
+) -> Tensor:
+    """Choose one token per position.
+
+    logits   [R, V], float32 or the model's own dtype, raw; unchanged afterwards
+    state    parameters of all rows
+    rows     int [R], the row in ``state`` and ``tokens`` that each position belongs to
+    lengths  int [R], tokens known before this position; the chosen token becomes number ``lengths[i]``
+    tokens   int [num_rows, ...], the rows' histories; read up to ``lengths`` only
+    masks    bool [R, V], True = allowed; None: everything is
+    penalised, truncated   False: no row of the batch has penalties (or truncation), which the host knows; saves launches
+
+    -> int64 [R]. Everything is on one device; the host waits for nothing.
+    """
+    count, vocab = logits.shape
+    if masks is not None:
+        logits = logits.masked_fill(~masks, -torch.inf)
+    if penalised:
+        logits = logits.float()
+    edits = penalise(logits, state, rows, lengths, tokens) if penalised else None
+    lowest = thresholds(logits, state, rows) if truncated else None
+    parts = triton.cdiv(PROGRAMS_PER_PROCESSOR * num_processors(logits.device), max(count, 1))
+    parts = min(parts, triton.cdiv(vocab, BLOCK))
+    blocks = triton.cdiv(triton.cdiv(vocab, BLOCK), parts)  # per part
+    best = torch.empty(count, parts, dtype=torch.float32, device=logits.device)
+    token = torch.empty(count, parts, dtype=torch.int32, device=logits.device)
+    chosen = torch.empty(count, dtype=torch.int64, device=logits.device)
+    if count:
+        _choose[(parts, count)](
+            logits, lowest, rows, lengths, state.temperature, state.seed, state.stream, best, token,
+            vocab, logits.stride(0), blocks, TRUNCATED=lowest is not None, BLOCK=BLOCK, num_warps=4,
+        )  # fmt: skip
+        _best_part[(count,)](best, token, chosen, parts, triton.next_power_of_2(parts), num_warps=1)
+    if edits is not None:
+        edits.undo(logits)
+    return chosen
+
+
+@triton.jit
+def _choose(
+    logits, lowest, rows, lengths, temperature, seed, stream, best_of, token_of, vocab, stride, blocks,
+    TRUNCATED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Program (part of the vocabulary, position): the best perturbed score of the part, and whose it is."""
+    part, r = tl.program_id(0), tl.program_id(1)
+    row = tl.load(rows + r)
+    t = tl.load(temperature + row)
+    random = t > 0
+    t = tl.where(random, t, 1.0)
+    key = tl.load(seed + row)
+    k0, k1 = (key & 0xFFFFFFFF).to(tl.uint32), ((key >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    lane = tl.arange(0, BLOCK // 4)
+    zero = (lane * 0).to(tl.uint32)
+    position, sibling = zero + tl.load(lengths + r).to(tl.uint32), zero + tl.load(stream + row).to(tl.uint32)
+    keep = float("-inf")
+    if TRUNCATED:
+        keep = tl.load(lowest + r)
+    best = float("-inf")
+    token = 0
+    for j in range(part * blocks, part * blocks + blocks):
+        i = j * BLOCK + tl.arange(0, BLOCK)
+        raw = tl.load(logits + r.to(tl.int64) * stride + i, mask=i < vocab, other=float("-inf")).to(tl.float32)
+        x = scaled(raw, t)
+        if TRUNCATED:
+            x = tl.where(x >= keep, x, float("-inf"))
+        # Four neighbours share one call of the generator.
+        even, odd = tl.split(tl.reshape(x, [BLOCK // 4, 2, 2]))
+        x0, x2 = tl.split(even)
+        x1, x3 = tl.split(odd)
+        if random:
+            quad = (j * (BLOCK // 4) + lane).to(tl.uint32)
+            w0, w1, w2, w3 = philox(quad, position, sibling, zero, k0, k1)
+            reach = tl.maximum(
+                tl.maximum(x0 + gumbel_bound(w0), x1 + gumbel_bound(w1)),
+                tl.maximum(x2 + gumbel_bound(w2), x3 + gumbel_bound(w3)),
+            )
+            if tl.max(reach, 0) > best:
+                x0 += gumbel(w0)
+                x1 += gumbel(w1)
+                x2 += gumbel(w2)
+                x3 += gumbel(w3)
+                best, token = _take(x0, x1, x2, x3, j * BLOCK + 4 * lane, best, token)
+        else:
+            best, token = _take(x0, x1, x2, x3, j * BLOCK + 4 * lane, best, token)
+    tl.store(best_of + r * tl.num_programs(0) + part, best)
+    tl.store(token_of + r * tl.num_programs(0) + part, token)
+
+
+@triton.jit
+def _take(x0, x1, x2, x3, i, best, token):
+    """The better of (best, token) and the quads' scores; i is the index of each quad's first."""
+    top = tl.max(tl.maximum(tl.maximum(x0, x1), tl.maximum(x2, x3)), 0)
+    first = tl.where(x0 == top, i, tl.where(x1 == top, i + 1, tl.where(x2 == top, i + 2, i + 3)))
+    has = (x0 == top) | (x1 == top) | (x2 == top) | (x3 == top)
+    found = tl.min(tl.where(has, first, 0x7FFFFFFF), 0)
+    better = top > best
+    return tl.where(better, top, best), tl.where(better, found, token)
+
+
+@triton.jit
+def _best_part(best, token, chosen, parts, BLOCK: tl.constexpr):
+    r, i = tl.program_id(0), tl.arange(0, BLOCK)
+    score = tl.load(best + r * parts + i, mask=i < parts, other=float("-inf"))
+    candidate = tl.load(token + r * parts + i, mask=i < parts, other=0)
+    top = tl.max(score, 0)
+    found = tl.min(tl.where((score == top) & (i < parts), candidate, 0x7FFFFFFF), 0)
+    tl.store(chosen + r, tl.where(top == float("-inf"), 0, found).to(tl.int64))
