@@ -19,6 +19,9 @@ from torch import Tensor
 
 from quire.fast import ops
 from quire.fast.ops.linear import gemv
+from quire.fast.sampling import DeviceSamplerState, sample
+from quire.reference.control.params import SamplingParams
+from quire.reference.sampling import SamplerState
 from quire.report import Row, show, write
 
 DEVICE, BF16 = "cuda", torch.bfloat16
@@ -137,19 +140,51 @@ def linears(limits: Ceilings) -> Iterator[Row]:
         weights = [torch.randn(n, k, device=DEVICE, dtype=BF16) for _ in range(layers) for k, n in shapes]
         weights.append(torch.randn(head[1], head[0], device=DEVICE, dtype=BF16))
         moved = sum(w.numel() * 2 for w in weights)
-        for rows in (1,):
-            xs = {k: torch.randn(rows, k, device=DEVICE, dtype=BF16) for k in {w.shape[1] for w in weights}}
+        xs = {k: torch.randn(1, k, device=DEVICE, dtype=BF16) for k in {w.shape[1] for w in weights}}
 
-            def chain(f: Callable[[Tensor, Tensor], Tensor], weights=weights, xs=xs) -> None:
-                for w in weights:
-                    f(xs[w.shape[1]], w)
+        def chain(f: Callable[[Tensor, Tensor], Tensor], weights=weights, xs=xs) -> None:
+            for w in weights:
+                f(xs[w.shape[1]], w)
 
-            cublas = microseconds(lambda c=chain: c(torch.nn.functional.linear), 1)
-            time = microseconds(lambda c=chain: c(gemv), 1)
-            yield limits.row(f"gemv/{model}/{rows}", time, moved=moved, cublas=cublas)
+        cublas = microseconds(lambda: chain(torch.nn.functional.linear), 1)
+        yield limits.row(f"gemv/{model}", microseconds(lambda: chain(gemv), 1), moved=moved, cublas=cublas)
 
 
-GROUPS = {"decode": decode, "prefill": prefill, "elementwise": elementwise, "linear": linears}
+def sampler(limits: Ceilings) -> Iterator[Row]:
+    """256 rows of 151,936 normal logits; the floor is reading them once."""
+    vocab = 151936
+    cases = {
+        "greedy": SamplingParams(temperature=0),
+        "temperature": SamplingParams(temperature=0.6),
+        "top_k": SamplingParams(temperature=0.6, top_k=50),
+        "top_p": SamplingParams(temperature=0.6, top_p=0.9),
+        "min_p": SamplingParams(temperature=0.6, min_p=0.05),
+        "penalties": SamplingParams(temperature=0.6, repetition_penalty=1.1, frequency_penalty=0.1),
+        "all": SamplingParams(temperature=0.6, top_k=50, top_p=0.9, repetition_penalty=1.1, presence_penalty=0.1),
+    }
+    for rows, names in ((256, cases), (1, ("temperature", "top_p", "all"))):
+        tokens = torch.randint(0, vocab, (rows, 4097), dtype=torch.int32, device=DEVICE)
+        at = torch.arange(rows, device=DEVICE)
+        lengths = torch.full((rows,), 840, device=DEVICE)
+        for dtype in (torch.float32, BF16):
+            logits = torch.randn(rows, vocab, device=DEVICE).to(dtype)
+            for name in names:
+                params = cases[name]
+                host = SamplerState(rows, vocab)
+                for row in range(rows):
+                    host.start(row, params, prompt_len=400, seed=row, stream=0, stop_ids=())
+                penalised = bool(host.penalised.any())
+                if penalised and dtype != torch.float32:
+                    continue
+                truncated = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
+                args = logits, DeviceSamplerState.like(host, DEVICE), at, lengths, tokens
+                time = microseconds(lambda a=args, p=penalised, t=truncated: sample(*a, penalised=p, truncated=t), 2)
+                kind = str(dtype).removeprefix("torch.")
+                size = logits.numel() * logits.element_size()
+                yield limits.row(f"sampler/{rows}x{vocab}/{name}/{kind}", time, moved=size)
+
+
+GROUPS = {"decode": decode, "prefill": prefill, "elementwise": elementwise, "linear": linears, "sampler": sampler}
 
 
 def main() -> None:

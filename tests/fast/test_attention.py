@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -24,20 +26,21 @@ def check(case: Case) -> None:
             assert torch.equal(cache[step.meta.block_table[s].long()[p // size], p % size], content)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dim", [64, 80, 96, 128, 256] if COMPILED else [32])
 @given(case=cases())
-@settings(max_examples=300 if COMPILED else 25)
+@settings(max_examples=15 if COMPILED else 8)
 @example(case=Case([(1, 1, True)]))
 @example(case=Case([(1, 100, True), (1, 64, False), (3, 65, True)], share=4))  # decodes and drafts, several pieces
 @example(case=Case([(65, 65, True), (1, 30, True), (70, 90, True)], padding=2))  # own keys, past and own keys
 @example(case=Case([(40, 90, False), (20, 33, True)], window=20, shared=40))
-def test_equals_dense_softmax(case: Case) -> None:
-    check(case)
+def test_equals_dense_softmax(dim: int, dtype: torch.dtype, case: Case) -> None:
+    check(replace(case, dim=dim, dtype=dtype))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dim", [64, 80, 96, 128, 256])
-def test_every_head_size(dim: int, dtype: torch.dtype) -> None:
-    check(Case([(1, 40, True), (18, 35, True)], dim=dim, dtype=dtype, kv_heads=1))
+def test_every_head_size(dim: int) -> None:
+    check(Case([(1, 40, True), (18, 35, True)], dim=dim, dtype=torch.float16, kv_heads=1))
 
 
 def test_one_long_context_among_short_ones() -> None:
