@@ -70,14 +70,17 @@ def _penalise(
     for start in range(tl.program_id(1) * TILE, length, tl.num_programs(1) * TILE):
         at = start + tl.arange(0, TILE)
         token = tl.load(history + at, mask=at < length, other=-1)
-        earlier = tl.zeros([TILE], tl.int32) + nothing.to(tl.int32)  # a row without penalties has no first occurrence
-        uses = tl.zeros([TILE], tl.int32)
+        earlier_by_lane = tl.zeros([TILE, TILE], tl.int32)
+        uses_by_lane = tl.zeros([TILE, TILE], tl.int32)
         if not nothing:
             for other_start in range(0, length, TILE):
                 other = other_start + tl.arange(0, TILE)
                 same = token[:, None] == tl.load(history + other, mask=other < length, other=-2)[None, :]
-                earlier += tl.sum((same & (other[None, :] < at[:, None])).to(tl.int32), 1)
-                uses += tl.sum((same & (other[None, :] >= prompt)).to(tl.int32), 1)
+                earlier_by_lane += (same & (other[None, :] < at[:, None])).to(tl.int32)
+                uses_by_lane += (same & (other[None, :] >= prompt)).to(tl.int32)
+        uses = tl.sum(uses_by_lane, 1)
+        # A row without penalties has no first occurrence.
+        earlier = tl.sum(earlier_by_lane, 1) + nothing.to(tl.int32)
         mine = (at < length) & (earlier == 0)
         x = tl.load(logits + r * stride_logits + token, mask=mine, other=float("nan"))
         tl.store(raw + r * stride_raw + at, x, mask=at < length)

@@ -95,46 +95,66 @@ def _choose(
     keep = float("-inf")
     if TRUNCATED:
         keep = tl.load(lowest + r)
+    inverse = 1.0 / t
     best = float("-inf")
     token = 0
-    for j in range(part * blocks, part * blocks + blocks):
-        i = j * BLOCK + tl.arange(0, BLOCK)
-        raw = tl.load(logits + r.to(tl.int64) * stride + i, mask=i < vocab, other=float("-inf")).to(tl.float32)
-        x = scaled(raw, t)
-        if TRUNCATED:
-            x = tl.where(x >= keep, x, float("-inf"))
-        # Four neighbours share one call of the generator.
-        even, odd = tl.split(tl.reshape(x, [BLOCK // 4, 2, 2]))
-        x0, x2 = tl.split(even)
-        x1, x3 = tl.split(odd)
-        if random:
+    if random:
+        for j in range(part * blocks, part * blocks + blocks):
+            x = _block(logits, r, stride, j, vocab, BLOCK)
+            reachable = x * inverse  # the division proper is for the few that matter
+            if TRUNCATED:
+                x = scaled(x, t)
+                x = tl.where(x >= keep, x, float("-inf"))
+                reachable = x
+            # Four neighbours share one call of the generator.
             quad = (j * (BLOCK // 4) + lane).to(tl.uint32)
             w0, w1, w2, w3 = philox(quad, position, sibling, zero, k0, k1)
+            y0, y1, y2, y3 = _quads(reachable, BLOCK)
             reach = tl.maximum(
-                tl.maximum(x0 + gumbel_bound(w0), x1 + gumbel_bound(w1)),
-                tl.maximum(x2 + gumbel_bound(w2), x3 + gumbel_bound(w3)),
+                tl.maximum(y0 + gumbel_bound(w0), y1 + gumbel_bound(w1)),
+                tl.maximum(y2 + gumbel_bound(w2), y3 + gumbel_bound(w3)),
             )
             if tl.max(reach, 0) > best:
+                if not TRUNCATED:
+                    x = scaled(x, t)
+                x0, x1, x2, x3 = _quads(x, BLOCK)
                 x0 += gumbel(w0)
                 x1 += gumbel(w1)
                 x2 += gumbel(w2)
                 x3 += gumbel(w3)
-                best, token = _take(x0, x1, x2, x3, j * BLOCK + 4 * lane, best, token)
-        else:
-            best, token = _take(x0, x1, x2, x3, j * BLOCK + 4 * lane, best, token)
+                top = tl.max(tl.maximum(tl.maximum(x0, x1), tl.maximum(x2, x3)), 0)
+                i = j * BLOCK + 4 * lane
+                first = tl.where(x0 == top, i, tl.where(x1 == top, i + 1, tl.where(x2 == top, i + 2, i + 3)))
+                has = (x0 == top) | (x1 == top) | (x2 == top) | (x3 == top)
+                if top > best:
+                    best = top
+                    token = tl.min(tl.where(has, first, 0x7FFFFFFF), 0)
+    else:
+        tops = tl.full([BLOCK], float("-inf"), tl.float32)
+        where = tl.zeros([BLOCK], tl.int32)
+        for j in range(part * blocks, part * blocks + blocks):
+            x = _block(logits, r, stride, j, vocab, BLOCK)
+            where = tl.where(x > tops, j, where)
+            tops = tl.maximum(x, tops)
+        best = tl.max(tops, 0)
+        token = tl.min(tl.where(tops == best, where * BLOCK + tl.arange(0, BLOCK), 0x7FFFFFFF), 0)
     tl.store(best_of + r * tl.num_programs(0) + part, best)
     tl.store(token_of + r * tl.num_programs(0) + part, token)
 
 
 @triton.jit
-def _take(x0, x1, x2, x3, i, best, token):
-    """The better of (best, token) and the quads' scores; i is the index of each quad's first."""
-    top = tl.max(tl.maximum(tl.maximum(x0, x1), tl.maximum(x2, x3)), 0)
-    first = tl.where(x0 == top, i, tl.where(x1 == top, i + 1, tl.where(x2 == top, i + 2, i + 3)))
-    has = (x0 == top) | (x1 == top) | (x2 == top) | (x3 == top)
-    found = tl.min(tl.where(has, first, 0x7FFFFFFF), 0)
-    better = top > best
-    return tl.where(better, top, best), tl.where(better, found, token)
+def _block(logits, r, stride, j, vocab, BLOCK: tl.constexpr):
+    i = j * BLOCK + tl.arange(0, BLOCK)
+    return tl.load(logits + r.to(tl.int64) * stride + i, mask=i < vocab, other=float("-inf")).to(tl.float32)
+
+
+@triton.jit
+def _quads(x, BLOCK: tl.constexpr):
+    """[BLOCK] -> four of [BLOCK / 4]: the elements 0, 1, 2 and 3 of each four neighbours."""
+    even, odd = tl.split(tl.reshape(x, [BLOCK // 4, 2, 2]))
+    x0, x2 = tl.split(even)
+    x1, x3 = tl.split(odd)
+    return x0, x1, x2, x3
 
 
 @triton.jit

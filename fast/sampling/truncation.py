@@ -28,6 +28,7 @@ BLOCK = 1024  # scores per iteration
 GROUPS = 4096
 SPLITS = 16
 CAPACITY = 4096  # of a row's list
+SETTLING = 1024  # scores looked at together in the last step
 
 
 def thresholds(logits: Tensor, state: DeviceSamplerState, rows: Tensor) -> Tensor:
@@ -50,7 +51,7 @@ def thresholds(logits: Tensor, state: DeviceSamplerState, rows: Tensor) -> Tenso
     row = (logits, rows, state.temperature, logits.stride(0), vocab, blocks)
     limits = (state.temperature, state.top_k, state.log_min_p, state.top_p)
     per_part, per_row = (parts, count), (count,)
-    _summarise[per_part](*row, largest, total, groups, BLOCK=BLOCK, GROUPS=GROUPS // parts, num_warps=4)
+    _summarise[per_part](*row, state.top_k, state.log_min_p, largest, total, groups, BLOCK=BLOCK, GROUPS=GROUPS // parts, num_warps=4)
     _bound[per_row](
         rows, *limits, largest, total, groups, best, low, high, goal, above, found, vocab,
         PARTS=parts, GROUPS=GROUPS, num_warps=8,
@@ -60,8 +61,9 @@ def thresholds(logits: Tensor, state: DeviceSamplerState, rows: Tensor) -> Tenso
         _narrow[per_row](low, high, goal, above, mass, PARTS=parts, SPLITS=SPLITS, num_warps=1)
     _list[per_part](*row, low, high, found, listed, BLOCK=BLOCK, CAPACITY=CAPACITY, num_warps=4)
     _settle[per_row](
-        *row[:5], *limits[1:], best, low, high, goal, above, found, listed, CAPACITY=CAPACITY, num_warps=8
-    )
+        *row[:5], *limits[1:], best, low, high, goal, above, found, listed,
+        CAPACITY=CAPACITY, BLOCK=SETTLING, num_warps=4,
+    )  # fmt: skip
     return low
 
 
@@ -82,26 +84,30 @@ def _scores(logits, r, stride, i, vocab, t):
 
 @triton.jit
 def _summarise(
-    logits, rows, temperature, stride, vocab, blocks, largest, total, groups, BLOCK: tl.constexpr, GROUPS: tl.constexpr
-):
+    logits, rows, temperature, stride, vocab, blocks, top_k, log_min_p, largest, total, groups,
+    BLOCK: tl.constexpr, GROUPS: tl.constexpr,
+):  # fmt: skip
     """Program (part, position): the part's largest score, its sum of exp(score - largest), its groups' largest."""
     part, r = tl.program_id(0), tl.program_id(1)
-    t = tl.load(temperature + tl.load(rows + r))
+    row = tl.load(rows + r)
+    t = tl.load(temperature + row)
     if t == 0:
         return
+    summing = (tl.load(top_k + row) >= vocab) & (tl.load(log_min_p + row) == float("-inf"))  # else nobody asks
     top = tl.full([BLOCK], float("-inf"), tl.float32)
     sums = tl.zeros([BLOCK], tl.float32)
     for j in range(part * blocks, part * blocks + blocks):
         x = _scores(logits, r, stride, j * BLOCK + tl.arange(0, BLOCK), vocab, t)
         higher = tl.maximum(top, x)
-        base = tl.where(higher == float("-inf"), 0.0, higher)
-        sums = sums * tl.exp(top - base) + tl.exp(x - base)
+        if summing:
+            base = tl.where(higher == float("-inf"), 0.0, higher)
+            sums = sums * tl.exp(top - base) + tl.exp(x - base)
         top = higher
     peak = tl.max(top, 0)
-    base = tl.where(peak == float("-inf"), 0.0, peak)
+    floor = tl.where(peak == float("-inf"), 0.0, peak)
     to = r * tl.num_programs(0) + part
     tl.store(largest + to, peak)
-    tl.store(total + to, tl.sum(sums * tl.exp(top - base), 0))
+    tl.store(total + to, tl.sum(sums * tl.exp(top - floor), 0))
     folded = tl.max(tl.reshape(top, [BLOCK // GROUPS, GROUPS]), 0)
     tl.store(groups + to * GROUPS + tl.arange(0, GROUPS), folded)
 
@@ -215,7 +221,7 @@ def _list(
 @triton.jit
 def _settle(
     logits, rows, temperature, stride, vocab, top_k, log_min_p, top_p, best, low, high, goal, above, found, listed,
-    CAPACITY: tl.constexpr,
+    CAPACITY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Program (position): the threshold by bisection over the list, or over the row where the list does not hold it."""
     r = tl.program_id(0)
@@ -226,24 +232,20 @@ def _settle(
     t = tl.load(temperature + row)
     k, p = tl.load(top_k + row), tl.load(top_p + row)
     peak = tl.load(best + r)
-    a, b = tl.load(low + r), tl.load(high + r)
+    lowest, end = tl.load(low + r), tl.load(high + r)
     size = tl.load(found + r)
-    if (size > CAPACITY) | (a == float("-inf")):
+    if (size > CAPACITY) | (lowest == float("-inf")):
         size = -1
-    highest = _key(peak).to(tl.int64)
-    lowest = a
+    source, scores = logits + r.to(tl.int64) * stride, listed + r * CAPACITY
     if k < vocab:
-        lowest = _largest(logits, r, stride, vocab, t, peak, listed, size, a, b, highest, k.to(tl.int64), 0, CAPACITY)
+        lowest = _largest(source, vocab, t, scores, size, lowest, end, peak, k.to(tl.int64), 0, BLOCK)
     if p < 1:
-        sure = (tl.load(above + r) * _UNIT).to(tl.int64)
-        if wanted == 0:
-            mass = _reaching(logits, r, stride, vocab, t, peak, listed, size, lowest, b, 1, CAPACITY)
-            aim = (p.to(tl.float64) * mass.to(tl.float64)).to(tl.int64)
+        if wanted > 0:
+            aim = ((wanted - tl.load(above + r)) * _UNIT).to(tl.int64)
         else:
-            aim = (wanted * _UNIT).to(tl.int64)
-        lowest = _largest(
-            logits, r, stride, vocab, t, peak, listed, size, lowest, b, highest, aim - sure, 1, CAPACITY
-        )  # fmt: skip
+            mass = _reaching(source, vocab, t, scores, size, lowest, end, peak, 1, BLOCK)
+            aim = (p.to(tl.float64) * mass.to(tl.float64)).to(tl.int64)
+        lowest = _largest(source, vocab, t, scores, size, lowest, end, peak, aim, 1, BLOCK)
     tl.store(low + r, lowest)
 
 
@@ -251,13 +253,13 @@ _UNIT = tl.constexpr(2.0**40)  # masses as integers: exp(score - best) in units 
 
 
 @triton.jit
-def _largest(logits, r, stride, vocab, t, peak, listed, size, low, high, highest, aim, MASS, CAPACITY: tl.constexpr):
-    """The largest score from which on the count (or MASS) reaches ``aim``; ``low`` if none above it does."""
-    a, b = _key(low).to(tl.int64), highest
+def _largest(source, vocab, t, scores, size, low, high, peak, aim, MASS: tl.constexpr, BLOCK: tl.constexpr):
+    """The largest score from which on the count (or MASS) below ``high`` reaches ``aim``; ``low`` if none above does."""
+    a, b = _key(low).to(tl.int64), _key(peak).to(tl.int64)
     while a < b:
         middle = (a + b + 1) >> 1
         x = _unkey(middle.to(tl.int32))
-        if _reaching(logits, r, stride, vocab, t, peak, listed, size, x, high, MASS, CAPACITY) >= aim:
+        if _reaching(source, vocab, t, scores, size, x, high, peak, MASS, BLOCK) >= aim:
             a = middle
         else:
             b = middle - 1
@@ -265,24 +267,28 @@ def _largest(logits, r, stride, vocab, t, peak, listed, size, low, high, highest
 
 
 @triton.jit
-def _reaching(logits, r, stride, vocab, t, peak, listed, size, low, high, MASS, CAPACITY: tl.constexpr):
-    """Number of scores (or their mass) in [low, high), of the list, or of the row if size is -1."""
-    total = tl.zeros([CAPACITY], tl.int64)
-    i = tl.arange(0, CAPACITY)
+def _reaching(source, vocab, t, scores, size, low, high, peak, MASS: tl.constexpr, BLOCK: tl.constexpr):
+    """Number of scores in [low, high), or their mass, among the listed, or in the row's logits if size is -1."""
+    total = tl.zeros([BLOCK], tl.int64)
+    i = tl.arange(0, BLOCK)
     if size >= 0:
-        x = tl.load(listed + r * CAPACITY + i, mask=i < size, other=float("-inf"))
-        total += _amount(x, low, high, peak, MASS)
+        for start in range(0, size, BLOCK):
+            x = tl.load(scores + start + i, mask=start + i < size, other=float("-inf"))
+            total += _amount(x, low, high, peak, MASS)
     else:
-        for start in range(0, vocab, CAPACITY):
-            total += _amount(_scores(logits, r, stride, start + i, vocab, t), low, high, peak, MASS)
+        for start in range(0, vocab, BLOCK):
+            raw = tl.load(source + start + i, mask=start + i < vocab, other=float("-inf")).to(tl.float32)
+            total += _amount(scaled(raw, t), low, high, peak, MASS)
     return tl.sum(total, 0)
 
 
 @triton.jit
-def _amount(x, low, high, peak, MASS):
+def _amount(x, low, high, peak, MASS: tl.constexpr):
     inside = (x >= low) & (x < high) & (x > float("-inf"))
-    amount = tl.where(MASS > 0, (tl.exp(x - peak) * _UNIT).to(tl.int64), 1)
-    return tl.where(inside, amount, 0)
+    if MASS:
+        return tl.where(inside, (tl.exp(x - peak) * _UNIT).to(tl.int64), 0)
+    else:
+        return inside.to(tl.int64)
 
 
 @triton.jit
