@@ -42,7 +42,7 @@ def attention(
 
     q, k and v may be views into wider rows (a fused projection's output), as long as one token's heads are contiguous.
     """
-    q, k, v = _rows_contiguous(q), _rows_contiguous(k), _rows_contiguous(v)
+    q, k, v = rows_contiguous(q), rows_contiguous(k), rows_contiguous(v)
     sequences, tokens = len(meta.seq_len), len(q)
     max_q = tokens if meta.max_q is None else meta.max_q
     few = few_queries(q.shape[1] // k.shape[1])
@@ -58,5 +58,6 @@ def attention(
     return out
 
 
-def _rows_contiguous(x: Tensor) -> Tensor:
+def rows_contiguous(x: Tensor) -> Tensor:
+    """x [T, H, D] with each token's heads in one stretch: itself, or a copy."""
     return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()

@@ -22,11 +22,12 @@ from torch import Tensor
 
 from quire.fast.device import INTERPRETED, math_dtype, num_processors
 from quire.fast.ops.cache import AttnMeta
-from quire.fast.ops.softmax import scores_of, softmax_step
+from quire.fast.ops.softmax import merge_weights, scores_of, softmax_step
 
 ROWS = 16  # rows of the query matrix: the least that the matrix units multiply
 PIECES_PER_PROCESSOR = 8
 SHORTEST_PIECE = 64
+KEYS_IN_ORDER = 32  # the tile of keys where orders are fixed: here and in the kernel for many queries
 
 
 def few_queries(share: int) -> int:
@@ -47,18 +48,25 @@ class Pieces:
     first: Tensor
 
 
-def list_pieces(meta: AttnMeta, kv_heads: int, max_queries: int, window: int | None) -> Pieces:
-    """The pieces of all sequences with 1 .. ``max_queries`` queries; computed once per step, kept in the metadata."""
-    key = "pieces", kv_heads, max_queries, window
+def list_pieces(
+    meta: AttnMeta, kv_heads: int, max_queries: int, window: int | None, block_size: int, fixed: int | None
+) -> Pieces:
+    """The pieces of all sequences with 1 .. ``max_queries`` queries; computed once per step, kept in the metadata.
+
+    ``fixed``: the length of a piece, if the batch may have no influence on it.
+    """
+    key = "pieces", kv_heads, max_queries, window, fixed
     if key not in meta.derived:
         sequences, device = len(meta.seq_len), meta.seq_len.device
         target = triton.cdiv(PIECES_PER_PROCESSOR * num_processors(device), kv_heads)
         capacity = target + 2 * sequences  # each sequence's first and last may be partial
+        if fixed is not None:
+            capacity = sequences * triton.cdiv(meta.block_table.shape[1] * block_size, fixed)
         items = torch.empty(3, capacity, dtype=torch.int32, device=device)
         first = torch.empty(sequences + 1, dtype=torch.int32, device=device)
         _list_pieces[(1,)](
             meta.cu_q, meta.seq_len, items, first, sequences, target, capacity, window or (1 << 30),
-            MAX_QUERIES=max_queries, SHORTEST=SHORTEST_PIECE,
+            MAX_QUERIES=max_queries, SHORTEST=fixed or SHORTEST_PIECE, FIXED=fixed is not None,
             BLOCK=triton.next_power_of_2(sequences + 1), CAPACITY=triton.next_power_of_2(capacity),
         )  # fmt: skip
         meta.derived[key] = Pieces(items, first)
@@ -68,7 +76,7 @@ def list_pieces(meta: AttnMeta, kv_heads: int, max_queries: int, window: int | N
 @triton.jit
 def _list_pieces(
     cu_q, seq_len, items, first, sequences, target, capacity, window,
-    MAX_QUERIES: tl.constexpr, SHORTEST: tl.constexpr, BLOCK: tl.constexpr,
+    MAX_QUERIES: tl.constexpr, SHORTEST: tl.constexpr, FIXED: tl.constexpr, BLOCK: tl.constexpr,
     CAPACITY: tl.constexpr,
 ):  # fmt: skip
     """One program, a lane per sequence."""
@@ -77,8 +85,10 @@ def _list_pieces(
     end = tl.load(seq_len + s, mask=s < sequences, other=0).to(tl.int32)
     ours = (queries > 0) & (queries <= MAX_QUERIES)
     begin = tl.maximum(end - queries.to(tl.int32) - window + 1, 0)
-    total = tl.sum(tl.where(ours, end - begin, 0), 0)
-    length = tl.maximum(tl.cdiv(tl.cdiv(total, target), SHORTEST), 1) * SHORTEST
+    length = SHORTEST
+    if not FIXED:
+        total = tl.sum(tl.where(ours, end - begin, 0), 0)
+        length = tl.maximum(tl.cdiv(tl.cdiv(total, target), SHORTEST), 1) * SHORTEST
     count = tl.where(ours, tl.cdiv(end, length) - begin // length, 0)
     upto = tl.cumsum(count, 0)
     tl.store(first + s, upto - count, mask=s <= sequences)
@@ -106,21 +116,25 @@ def attend_few(
     *,
     max_q: int,
     write: bool,
+    fixed: int | None = None,
 ) -> None:
     """Fill the rows of ``out`` that belong to sequences of at most ``max_q`` queries. Shapes as in ``attention``.
 
     ``write``: put their k and v into the cache too. It saves a launch per layer; who reads them is in the same program.
+    ``fixed``: cut contexts at multiples of this length, and add everything up in an order that depends on nothing else.
     """
     heads, dim = q.shape[1:]
     block_size, kv_heads = k_cache.shape[1:3]
     share, sequences = heads // kv_heads, len(meta.seq_len)
     rows = triton.next_power_of_2(max(ROWS, share))
     padded = triton.next_power_of_2(max(16, dim))
-    pieces = list_pieces(meta, kv_heads, max_q, window)
+    pieces = list_pieces(meta, kv_heads, max_q, window, block_size, fixed)
     capacity = pieces.items.shape[1]
     partial = torch.empty(capacity, kv_heads, rows, dim, dtype=torch.float32, device=q.device)
     lse = torch.empty(capacity, kv_heads, rows, dtype=torch.float32, device=q.device)
     tiles = _tiles(q.element_size(), padded, busy=sequences * kv_heads >= 4 * num_processors(q.device))
+    if fixed is not None:
+        tiles["KEYS"] = KEYS_IN_ORDER
     shape = dict(SHARE=share, DIM=dim, PADDED=padded, ROWS=rows)
     _attend_few[(capacity, kv_heads)](
         q, k, v, k_cache, v_cache, out, partial, lse,
@@ -128,10 +142,11 @@ def attend_few(
         scale, soft_cap or 0.0, window or 0,
         q.stride(0), k.stride(0), v.stride(0), meta.block_table.stride(0),
         KV_HEADS=kv_heads, BLOCK_SIZE=block_size,
-        WINDOWED=window is not None, CAPPED=soft_cap is not None, WRITE=write, MATH=math_dtype(q.dtype), **shape, **tiles,
+        WINDOWED=window is not None, CAPPED=soft_cap is not None, WRITE=write, IN_ORDER=fixed is not None,
+        MATH=math_dtype(q.dtype), **shape, **tiles,
     )  # fmt: skip
     _combine[(sequences, kv_heads, max_q * share)](
-        partial, lse, out, meta.cu_q, pieces.first, kv_heads, **shape, PIECES=16, num_warps=2
+        partial, lse, out, meta.cu_q, pieces.first, kv_heads, **shape, PIECES=16 if fixed is None else 1, num_warps=2
     )
 
 
@@ -151,7 +166,7 @@ def _attend_few(
     scale, soft_cap, window, stride_q, stride_k, stride_v, stride_table,
     SHARE: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
     KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr, WINDOWED: tl.constexpr,
-    CAPPED: tl.constexpr, WRITE: tl.constexpr, MATH: tl.constexpr,
+    CAPPED: tl.constexpr, WRITE: tl.constexpr, IN_ORDER: tl.constexpr, MATH: tl.constexpr,
 ):  # fmt: skip
     """Program (piece, K/V head): the piece's keys against all rows of its sequence."""
     item, head = tl.program_id(0), tl.program_id(1)
@@ -198,7 +213,7 @@ def _attend_few(
             visible &= p[None, :] > position[:, None] - window
         scores = tl.where(visible, scores, float("-inf"))
         values = tl.load(v_cache + cells, mask=mask, other=0.0).to(MATH)
-        m, l, acc = softmax_step(scores, factor, values, m, l, acc, MASKED=True)
+        m, l, acc = softmax_step(scores, factor, values, m, l, acc, MASKED=True, IN_ORDER=IN_ORDER)
 
     result = acc / tl.where(l == 0, 1.0, l)[:, None]
     if tl.load(first + s + 1) - tl.load(first + s) == 1:
@@ -230,12 +245,13 @@ def _combine(
             x = tl.load(lse + at, mask=item < end, other=float("-inf"))
             mask = (x > float("-inf"))[:, None] & (d < DIM)[None, :]
             parts = tl.load(partial + at[:, None] * DIM + d[None, :], mask=mask, other=0.0)
-            m_new = tl.maximum(m, tl.max(x, 0))
-            base = tl.where(m_new == float("-inf"), 0.0, m_new)
+            top = tl.max(x, 0)
+            base = tl.where(top == float("-inf"), 0.0, top)
             weight = tl.exp2(x - base)
-            shrink = tl.exp2(m - base)
-            acc = acc * shrink + tl.sum(parts * weight[:, None], 0)
-            total = total * shrink + tl.sum(weight, 0)
-            m = m_new
+            # PIECES of them as one; if that is 1 (fixed orders) these three lines change nothing, bit by bit.
+            part = tl.sum(parts * weight[:, None], 0)
+            m, shrink, grow = merge_weights(m, top)
+            acc = tl.fma(acc, shrink, part * grow)
+            total = tl.fma(total, shrink, tl.sum(weight, 0) * grow)
         to = (query * kv_heads * SHARE + head * SHARE + r % SHARE) * DIM + d
         tl.store(out + to, (acc / total).to(out.dtype.element_ty), mask=d < DIM)

@@ -50,8 +50,7 @@ def attend_many(
     queries, keys = tiles["QUERIES"], tiles["KEYS"]
     dense = padded == dim and k.dtype == k_cache.dtype and all(_describable(x) for x in (k, v))
     boxes = [TensorDescriptor(x, [tokens, kv_heads * dim], [x.stride(0), 1], [keys, padded]) if dense else x for x in (k, v)]
-    # Tile i of sequence s is program cu_q[s] // queries + s + i at least: enough programs for all, some of them idle.
-    grid = tokens // queries + sequences, heads
+    grid = tokens // queries + sequences, heads  # see find_tile
     _attend_many[grid](
         q, *boxes, k_cache, v_cache, out, meta.cu_q, meta.seq_len, meta.slot, meta.block_table,
         sequences, scale, soft_cap or 0.0, window or 0, q.stride(0), meta.block_table.stride(0), fewer_handled,
@@ -84,18 +83,7 @@ def _attend_many(
     tile, head = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1)
     kv_head = head // (HEADS // KV_HEADS)
 
-    # The last sequence whose tiles begin at or before this one, by bisection.
-    low, high = 0, sequences
-    while low < high:
-        middle = (low + high) // 2
-        if (tl.load(cu_q + middle) // QUERIES + middle).to(tl.int32) <= tile:
-            low = middle + 1
-        else:
-            high = middle
-    s = low - 1
-    query0 = tl.load(cu_q + s).to(tl.int32)
-    queries = tl.load(cu_q + s + 1).to(tl.int32) - query0
-    row0 = (tile - (query0 // QUERIES + s)) * QUERIES
+    s, query0, queries, row0 = find_tile(cu_q, sequences, tile, QUERIES)
     if (queries <= fewer_handled) | (row0 >= queries):
         return
 
@@ -168,3 +156,22 @@ def _attend_many(
             m, l, acc = softmax_step(scores, factor, values, m, l, acc, MASKED=True)
 
     tl.store(out + (row * HEADS + head) * DIM + d[None, :], (acc / l[:, None]).to(out.dtype.element_ty), mask=real)
+
+
+@triton.jit
+def find_tile(cu_q, sequences, tile, QUERIES: tl.constexpr):
+    """The sequence of a tile, where its queries begin, how many there are, and which of them is the tile's first.
+
+    Sequence s begins with tile cu_q[s] // QUERIES + s, so the last one to do so at or before ``tile`` is looked up by
+    bisection. The tile's first query may lie behind the sequence's last: then the tile is one of the spare ones.
+    """
+    low, high = 0, sequences
+    while low < high:
+        middle = (low + high) // 2
+        if (tl.load(cu_q + middle) // QUERIES + middle).to(tl.int32) <= tile:
+            low = middle + 1
+        else:
+            high = middle
+    s = low - 1
+    query0 = tl.load(cu_q + s).to(tl.int32)
+    return s, query0, tl.load(cu_q + s + 1).to(tl.int32) - query0, (tile - (query0 // QUERIES + s)) * QUERIES

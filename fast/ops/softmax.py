@@ -24,15 +24,30 @@ def scores_of(q, k, scale, soft_cap, CAPPED: tl.constexpr):
 
 
 @triton.jit
-def softmax_step(scores, factor, v, m, l, acc, MASKED: tl.constexpr):
+def softmax_step(scores, factor, v, m, l, acc, MASKED: tl.constexpr, IN_ORDER: tl.constexpr = False):
     """Take one tile of keys in: scores [M, N] (-inf = unseen), v [N, D]; running m, l [M] and acc [M, D], all updated.
 
     If MASKED a row may have seen no key yet; its m is -inf, and zero takes its place as the exponent's base.
+    IN_ORDER: add the weights up by the matrix units too. Their sums have the same order in every shape of tile, while
+    that of ``tl.sum`` depends on how a tile is spread over threads.
     """
     m_new = tl.maximum(m, tl.max(scores, 1) * factor)
     base = tl.where(m_new == float("-inf"), 0.0, m_new) if MASKED else m_new
     weights = tl.exp2(scores * factor - base[:, None])
     shrink = tl.exp2(m - base)
-    l = l * shrink + tl.sum(weights, 1)
+    if IN_ORDER:
+        ones = tl.full([weights.shape[1], 16], 1.0, v.dtype)
+        added = tl.max(tl.dot(weights.to(v.dtype), ones, input_precision="ieee"), 1)  # 16 equal columns
+    else:
+        added = tl.sum(weights, 1)
+    l = tl.fma(l, shrink, added)
     acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
     return m_new, l, acc
+
+
+@triton.jit
+def merge_weights(m, lse):
+    """Take in a partial result with log-sum-exp ``lse``: -> new m, and by what the old and the new result shrink."""
+    m_new = tl.maximum(m, lse)
+    base = tl.where(m_new == float("-inf"), 0.0, m_new)
+    return m_new, tl.exp2(m - base), tl.exp2(lse - base)
