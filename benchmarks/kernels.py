@@ -18,6 +18,7 @@ import triton
 from torch import Tensor
 
 from quire.fast import ops
+from quire.fast.ops import invariant
 from quire.fast.ops.linear import gemv
 from quire.fast.sampling import DeviceSamplerState, sample
 from quire.reference.control.params import SamplingParams
@@ -33,14 +34,14 @@ MODELS = {
 }
 
 
-def microseconds(f: Callable[[], object], repeat: int = 4) -> float:
-    """Time of one call inside a graph of ``repeat`` calls."""
-    f()
+def microseconds(f: Callable[..., object], *args: object, repeat: int = 4, **kwargs: object) -> float:
+    """Time of one call of f(*args, **kwargs) inside a graph of ``repeat`` calls."""
+    f(*args, **kwargs)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for _ in range(repeat):
-            f()
+            f(*args, **kwargs)
     return triton.testing.do_bench(graph.replay, warmup=10, rep=60, return_mode="median") / repeat * 1e3
 
 
@@ -49,10 +50,10 @@ class Ceilings:
 
     def __init__(self) -> None:
         x = torch.empty(1 << 30, device=DEVICE).normal_()
-        self.read = x.numel() * 4 / microseconds(x.sum, 1)
+        self.read = x.numel() * 4 / microseconds(x.sum, repeat=1)
         del x
         a = torch.randn(8192, 8192, device=DEVICE, dtype=BF16)
-        self.matrix = 2 * 8192**3 / microseconds(lambda: a @ a, 1)
+        self.matrix = 2 * 8192**3 / microseconds(torch.matmul, a, a, repeat=1)
 
     def row(self, name: str, time: float, *, moved: float = 0, operations: float = 0, **others: float) -> Row:
         """``others``: times of peers, in µs."""
@@ -91,23 +92,23 @@ def decode(limits: Ceilings) -> Iterator[Row]:
         }
         for name, lengths in batches.items():
             args, moved = paged(lengths, [1] * len(lengths), heads)
-            yield limits.row(f"decode/{model}/{name}", microseconds(lambda a=args: ops.attention(*a)), moved=moved)
+            yield limits.row(f"decode/{model}/{name}", microseconds(ops.attention, *args), moved=moved)
 
 
 def prefill(limits: Ceilings) -> Iterator[Row]:
     for model, (heads, *_) in MODELS.items():
-        hq, hk, dim = heads
+        hq, _, dim = heads
         for name, n, past in (("8192", 8192, 0), ("2048", 2048, 0), ("2048-after-6144", 2048, 6144)):
             args, _ = paged([n + past], [n], heads)
             operations = 4 * hq * dim * (n * past + n * (n + 1) / 2)
-            times = {"": microseconds(lambda a=args: ops.attention(*a))}
+            times = {"": microseconds(ops.attention, *args)}
             if past == 0:
                 q, k, v = (x.transpose(0, 1)[None] for x in args[:3])
                 sdpa = torch.nn.functional.scaled_dot_product_attention
-                times["torch"] = microseconds(lambda q=q, k=k, v=v: sdpa(q, k, v, is_causal=True, enable_gqa=True))
+                times["torch"] = microseconds(sdpa, q, k, v, is_causal=True, enable_gqa=True)
             yield limits.row(f"prefill/{model}/{name}", times.pop(""), operations=operations, **times)
         args, moved = paged([2048] + [840] * 255, [2048] + [1] * 255, heads)
-        time = microseconds(lambda a=args: ops.attention(*a))
+        time = microseconds(ops.attention, *args)
         yield limits.row(f"mixed/{model}/2048+255x840", time, moved=moved)
 
 
@@ -116,22 +117,27 @@ def elementwise(limits: Ceilings) -> Iterator[Row]:
         x, y = (torch.randn(tokens, 4096, device=DEVICE, dtype=BF16) for _ in range(2))
         w = torch.randn(4096, device=DEVICE, dtype=BF16)
         size = x.numel() * 2
-        yield limits.row(f"rms_norm/{tokens}x4096", microseconds(lambda: ops.rms_norm(x, w, 1e-6)), moved=2 * size)
-        yield limits.row(f"add_rms_norm/{tokens}", microseconds(lambda: ops.add_rms_norm(x, y, w, 1e-6)), moved=4 * size)
+        yield limits.row(f"rms_norm/{tokens}x4096", microseconds(ops.rms_norm, x, w, 1e-6), moved=2 * size)
+        yield limits.row(f"add_rms_norm/{tokens}", microseconds(ops.add_rms_norm, x, y, w, 1e-6), moved=4 * size)
         wide = torch.randn(tokens, 2 * 14336, device=DEVICE, dtype=BF16)
         moved = wide.numel() * 3
-        yield limits.row(f"silu_and_mul/{tokens}x14336", microseconds(lambda: ops.silu_and_mul(wide)), moved=moved)
+        yield limits.row(f"silu_and_mul/{tokens}x14336", microseconds(ops.silu_and_mul, wide), moved=moved)
         qkv = torch.randn(tokens, 48, 128, device=DEVICE, dtype=BF16)
         q, k = qkv[:, :32], qkv[:, 32:40]
         positions = torch.arange(tokens, device=DEVICE)
         table = torch.randn(tokens, 128, device=DEVICE)
         weight = torch.randn(128, device=DEVICE, dtype=BF16)
-        time = microseconds(lambda: ops.qk_norm_rope(q, k, positions, table, 1e-6, weight, weight))
+        time = microseconds(ops.qk_norm_rope, q, k, positions, table, 1e-6, weight, weight)
         yield limits.row(f"qk_norm_rope/{tokens}x40x128", time, moved=tokens * (40 * 128 * 4 + 128 * 4))
     caches = [tuple(torch.randn(4096, 16, 8, 128, device=DEVICE, dtype=BF16) for _ in range(2))]
     ids = torch.randperm(4096, device=DEVICE)
-    time = microseconds(lambda: ops.copy_blocks(caches, ids[:2048], ids[2048:]))
+    time = microseconds(ops.copy_blocks, caches, ids[:2048], ids[2048:])
     yield limits.row("copy_blocks/2048x2", time, moved=caches[0][0].numel() * 2 * 2)
+
+
+def each(f: Callable[[Tensor, Tensor], Tensor], pairs: list[tuple[Tensor, Tensor]]) -> None:
+    for x, weight in pairs:
+        f(x, weight)
 
 
 def linears(limits: Ceilings) -> Iterator[Row]:
@@ -142,12 +148,9 @@ def linears(limits: Ceilings) -> Iterator[Row]:
         moved = sum(w.numel() * 2 for w in weights)
         xs = {k: torch.randn(1, k, device=DEVICE, dtype=BF16) for k in {w.shape[1] for w in weights}}
 
-        def chain(f: Callable[[Tensor, Tensor], Tensor], weights=weights, xs=xs) -> None:
-            for w in weights:
-                f(xs[w.shape[1]], w)
-
-        cublas = microseconds(lambda: chain(torch.nn.functional.linear), 1)
-        yield limits.row(f"gemv/{model}", microseconds(lambda: chain(gemv), 1), moved=moved, cublas=cublas)
+        pairs = [(xs[w.shape[1]], w) for w in weights]
+        cublas = microseconds(each, torch.nn.functional.linear, pairs, repeat=1)
+        yield limits.row(f"gemv/{model}", microseconds(each, gemv, pairs, repeat=1), moved=moved, cublas=cublas)
 
 
 def sampler(limits: Ceilings) -> Iterator[Row]:
@@ -178,13 +181,39 @@ def sampler(limits: Ceilings) -> Iterator[Row]:
                     continue
                 truncated = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
                 args = logits, DeviceSamplerState.like(host, DEVICE), at, lengths, tokens
-                time = microseconds(lambda a=args, p=penalised, t=truncated: sample(*a, penalised=p, truncated=t), 2)
+                time = microseconds(sample, *args, penalised=penalised, truncated=truncated, repeat=2)
                 kind = str(dtype).removeprefix("torch.")
                 size = logits.numel() * logits.element_size()
                 yield limits.row(f"sampler/{rows}x{vocab}/{name}/{kind}", time, moved=size)
 
 
-GROUPS = {"decode": decode, "prefill": prefill, "elementwise": elementwise, "linear": linears, "sampler": sampler}
+def invariant_ops(limits: Ceilings) -> Iterator[Row]:
+    """The price of batch invariance: against this module's own ops and, for ``linear``, cuBLAS."""
+    heads, _, shapes, _ = MODELS["llama-3-8b"]
+    for name, lengths, counts in (
+        ("decode/64x840", [840] * 64, [1] * 64),
+        ("decode/8x8192", [8192] * 8, [1] * 8),
+        ("prefill/2048", [2048], [2048]),
+    ):
+        args, moved = paged(lengths, counts, heads)
+        usual = microseconds(ops.attention, *args)
+        time = microseconds(invariant.attention, *args)
+        yield limits.row(f"invariant/{name}", time, moved=moved, usual=usual)
+    for rows in (1, 64, 2048):
+        pairs = [tuple(torch.randn(m, k, device=DEVICE, dtype=BF16) for m in (rows, n)) for k, n in shapes]
+        moved = sum(w.numel() * 2 for _, w in pairs)
+        usual, time = (microseconds(each, module.linear, pairs) for module in (ops, invariant))
+        yield limits.row(f"invariant/linear/{rows}", time, moved=moved, operations=rows * moved, usual=usual)
+
+
+GROUPS = {
+    "invariant": invariant_ops,
+    "decode": decode,
+    "prefill": prefill,
+    "elementwise": elementwise,
+    "linear": linears,
+    "sampler": sampler,
+}
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire.fast.device import INTERPRETED, math_dtype, num_processors
+from quire.fast.device import math_dtype, num_processors
 from quire.fast.ops.cache import AttnMeta
 from quire.fast.ops.softmax import merge_weights, scores_of, softmax_step
 
@@ -135,7 +135,7 @@ def attend_few(
     tiles = _tiles(q.element_size(), padded, busy=sequences * kv_heads >= 4 * num_processors(q.device))
     if fixed is not None:
         tiles["KEYS"] = KEYS_IN_ORDER
-    shape = dict(SHARE=share, DIM=dim, PADDED=padded, ROWS=rows)
+    shape = {"SHARE": share, "DIM": dim, "PADDED": padded, "ROWS": rows}
     _attend_few[(capacity, kv_heads)](
         q, k, v, k_cache, v_cache, out, partial, lse,
         meta.cu_q, meta.seq_len, meta.slot, meta.block_table, pieces.items, pieces.first,
@@ -153,10 +153,10 @@ def attend_few(
 def _tiles(bytes_per_number: int, padded: int, *, busy: bool) -> dict[str, int]:
     """Measured on an H200. ``busy``: one piece per sequence would fill the GPU."""
     if bytes_per_number == 4 or padded > 128:
-        return dict(KEYS=32, num_warps=4, num_stages=2)
+        return {"KEYS": 32, "num_warps": 4, "num_stages": 2}
     if padded == 128 and not busy:
-        return dict(KEYS=64, num_warps=4, num_stages=2)
-    return dict(KEYS=32, num_warps=2, num_stages=3 if padded == 128 else 2)
+        return {"KEYS": 64, "num_warps": 4, "num_stages": 2}
+    return {"KEYS": 32, "num_warps": 2, "num_stages": 3 if padded == 128 else 2}
 
 
 @triton.jit
@@ -198,7 +198,7 @@ def _attend_few(
         tl.debug_barrier()
 
     m = tl.full([ROWS], float("-inf"), tl.float32)
-    l = tl.zeros([ROWS], tl.float32)
+    sums = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, PADDED], tl.float32)
     for j in range(start // KEYS * KEYS, stop, KEYS):
         p = j + tl.arange(0, KEYS)
@@ -213,16 +213,16 @@ def _attend_few(
             visible &= p[None, :] > position[:, None] - window
         scores = tl.where(visible, scores, float("-inf"))
         values = tl.load(v_cache + cells, mask=mask, other=0.0).to(MATH)
-        m, l, acc = softmax_step(scores, factor, values, m, l, acc, MASKED=True, IN_ORDER=IN_ORDER)
+        m, sums, acc = softmax_step(scores, factor, values, m, sums, acc, MASKED=True, IN_ORDER=IN_ORDER)
 
-    result = acc / tl.where(l == 0, 1.0, l)[:, None]
+    result = acc / tl.where(sums == 0, 1.0, sums)[:, None]
     if tl.load(first + s + 1) - tl.load(first + s) == 1:
         to = ((query0 + r // SHARE)[:, None] * KV_HEADS * SHARE + (head * SHARE + r % SHARE)[:, None]) * DIM
         tl.store(out + to + d[None, :], result.to(out.dtype.element_ty), mask=real)
     else:
         at_row = (item.to(tl.int64) * KV_HEADS + head) * ROWS + r
         tl.store(partial + at_row[:, None] * DIM + d[None, :], result, mask=real)
-        tl.store(lse + at_row, m + tl.log2(l), mask=r < queries * SHARE)  # in units of log 2; -inf: saw nothing
+        tl.store(lse + at_row, m + tl.log2(sums), mask=r < queries * SHARE)  # in units of log 2; -inf: saw nothing
 
 
 @triton.jit

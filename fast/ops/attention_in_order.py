@@ -79,7 +79,7 @@ def _attend_many_in_order(
     result = tl.zeros([QUERIES, PADDED], tl.float32)
     for start in range(seen // PIECE * PIECE, stop, PIECE):
         m = tl.full([QUERIES], float("-inf"), tl.float32)
-        l = tl.zeros([QUERIES], tl.float32)
+        sums = tl.zeros([QUERIES], tl.float32)
         acc = tl.zeros([QUERIES, PADDED], tl.float32)
         for j in range(tl.maximum(start, seen // KEYS * KEYS), tl.minimum(start + PIECE, stop), KEYS):
             p = j + tl.arange(0, KEYS)
@@ -93,9 +93,9 @@ def _attend_many_in_order(
             visible &= p[None, :] > position[:, None] - window
             scores = tl.where(visible, scores, float("-inf"))
             values = tl.load(v_cache + cells, mask=mask, other=0.0).to(MATH)
-            m, l, acc = softmax_step(scores, factor, values, m, l, acc, MASKED=True, IN_ORDER=True)
-        part = acc / tl.where(l == 0, 1.0, l)[:, None]
-        top, shrink, grow = merge_weights(top, m + tl.log2(l))
+            m, sums, acc = softmax_step(scores, factor, values, m, sums, acc, MASKED=True, IN_ORDER=True)
+        part = acc / tl.where(sums == 0, 1.0, sums)[:, None]
+        top, shrink, grow = merge_weights(top, m + tl.log2(sums))
         result = tl.fma(result, shrink[:, None], part * grow[:, None])
         total = tl.fma(total, shrink, grow)
     to = (row * HEADS + head) * DIM + d[None, :]

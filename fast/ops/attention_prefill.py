@@ -49,7 +49,9 @@ def attend_many(
     tiles = _tiles(q.element_size(), padded)
     queries, keys = tiles["QUERIES"], tiles["KEYS"]
     dense = padded == dim and k.dtype == k_cache.dtype and all(_describable(x) for x in (k, v))
-    boxes = [TensorDescriptor(x, [tokens, kv_heads * dim], [x.stride(0), 1], [keys, padded]) if dense else x for x in (k, v)]
+    boxes = [
+        TensorDescriptor(x, [tokens, kv_heads * dim], [x.stride(0), 1], [keys, padded]) if dense else x for x in (k, v)
+    ]
     grid = tokens // queries + sequences, heads  # see find_tile
     _attend_many[grid](
         q, *boxes, k_cache, v_cache, out, meta.cu_q, meta.seq_len, meta.slot, meta.block_table,
@@ -62,8 +64,8 @@ def attend_many(
 def _tiles(bytes_per_number: int, padded: int) -> dict[str, int]:
     """Measured on an H200; wide heads and float32 must fit into shared memory."""
     if bytes_per_number == 4:
-        return dict(QUERIES=32, KEYS=32, num_warps=4, num_stages=2)
-    return dict(QUERIES=64, KEYS=32 if padded > 128 else 64, num_warps=4, num_stages=2 if padded > 128 else 3)
+        return {"QUERIES": 32, "KEYS": 32, "num_warps": 4, "num_stages": 2}
+    return {"QUERIES": 64, "KEYS": 32 if padded > 128 else 64, "num_warps": 4, "num_stages": 2 if padded > 128 else 3}
 
 
 def _describable(x: Tensor) -> bool:
@@ -98,7 +100,7 @@ def _attend_many(
     row = (query0 + r).to(tl.int64)[:, None]
     query = tl.load(q + row * stride_q + head * DIM + d[None, :], mask=real, other=0.0).to(MATH)
     m = tl.full([QUERIES], float("-inf"), tl.float32)
-    l = tl.zeros([QUERIES], tl.float32)
+    sums = tl.zeros([QUERIES], tl.float32)
     acc = tl.zeros([QUERIES, PADDED], tl.float32)
 
     # Four stretches of keys: the past and the own ones, and of each first the whole tiles that every query sees.
@@ -115,7 +117,7 @@ def _attend_many(
         keys = tl.load(k_cache + at[None, :] + d[:, None], mask=(d < DIM)[:, None], other=0.0)
         scores, factor = scores_of(query, keys.to(MATH), scale, soft_cap, CAPPED)
         values = tl.load(v_cache + at[:, None] + d[None, :], mask=(d < DIM)[None, :], other=0.0)
-        m, l, acc = softmax_step(scores, factor, values.to(MATH), m, l, acc, MASKED=False)
+        m, sums, acc = softmax_step(scores, factor, values.to(MATH), m, sums, acc, MASKED=False)
     for j in range(past_full, past_end, KEYS):
         p = j + tl.arange(0, KEYS)
         inside = p < past_end
@@ -128,7 +130,7 @@ def _attend_many(
             visible &= p[None, :] > position[:, None] - window
         scores = tl.where(visible, scores, float("-inf"))
         values = tl.load(v_cache + at[:, None] + d[None, :], mask=inside[:, None] & (d < DIM)[None, :], other=0.0)
-        m, l, acc = softmax_step(scores, factor, values.to(MATH), m, l, acc, MASKED=True)
+        m, sums, acc = softmax_step(scores, factor, values.to(MATH), m, sums, acc, MASKED=True)
 
     if DENSE:  # from here on keys are counted from the chunk's first
         own_end = tl.where(past < end, tl.minimum(row0 + QUERIES, queries), 0)
@@ -141,7 +143,7 @@ def _attend_many(
             keys = k.load([query0 + j, kv_head * DIM])
             scores, factor = scores_of(query, keys.to(MATH).T, scale, soft_cap, CAPPED)
             values = v.load([query0 + j, kv_head * DIM])
-            m, l, acc = softmax_step(scores, factor, values.to(MATH), m, l, acc, MASKED=False)
+            m, sums, acc = softmax_step(scores, factor, values.to(MATH), m, sums, acc, MASKED=False)
         for j in range(own_full, own_end, KEYS):
             p = j + tl.arange(0, KEYS)
             keys = k.load([query0 + j, kv_head * DIM])
@@ -153,9 +155,9 @@ def _attend_many(
             values = v.load([query0 + j, kv_head * DIM]).to(MATH)
             # Rows after the chunk are another sequence's, or padding: 0 * NaN would be NaN.
             values = tl.where((p < queries)[:, None], values, 0.0)
-            m, l, acc = softmax_step(scores, factor, values, m, l, acc, MASKED=True)
+            m, sums, acc = softmax_step(scores, factor, values, m, sums, acc, MASKED=True)
 
-    tl.store(out + (row * HEADS + head) * DIM + d[None, :], (acc / l[:, None]).to(out.dtype.element_ty), mask=real)
+    tl.store(out + (row * HEADS + head) * DIM + d[None, :], (acc / sums[:, None]).to(out.dtype.element_ty), mask=real)
 
 
 @triton.jit

@@ -87,12 +87,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _tile(rows: int, bytes_per_number: int) -> dict[str, int]:
     if bytes_per_number == 4:
-        return dict(ROWS=16, OUTPUTS=32, DEPTH=32, num_warps=4, num_stages=3)
+        return {"ROWS": 16, "OUTPUTS": 32, "DEPTH": 32, "num_warps": 4, "num_stages": 3}
     if rows <= 16:
-        return dict(ROWS=16, OUTPUTS=32, DEPTH=256, num_warps=4, num_stages=3)
+        return {"ROWS": 16, "OUTPUTS": 32, "DEPTH": 256, "num_warps": 4, "num_stages": 3}
     if rows <= 64:
-        return dict(ROWS=64, OUTPUTS=32, DEPTH=128, num_warps=4, num_stages=4)
-    return dict(ROWS=128, OUTPUTS=128, DEPTH=64, num_warps=8, num_stages=4)
+        return {"ROWS": 64, "OUTPUTS": 32, "DEPTH": 128, "num_warps": 4, "num_stages": 4}
+    return {"ROWS": 128, "OUTPUTS": 128, "DEPTH": 64, "num_warps": 8, "num_stages": 4}
 
 
 @triton.jit
@@ -107,7 +107,9 @@ def _linear(
     for start in range(0, depth, DEPTH):
         k = start + tl.arange(0, DEPTH)
         a = tl.load(
-            x + r.to(tl.int64)[:, None] * stride + k[None, :], mask=(r < rows)[:, None] & (k < depth)[None, :], other=0.0
+            x + r.to(tl.int64)[:, None] * stride + k[None, :],
+            mask=(r < rows)[:, None] & (k < depth)[None, :],
+            other=0.0,
         )
         b = tl.load(
             weight + n.to(tl.int64)[:, None] * depth + k[None, :],

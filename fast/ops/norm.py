@@ -9,6 +9,8 @@ Roofline: bytes; (read + written) * T * H. NORM_SHARE
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -41,7 +43,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return out.view(x.shape)
 
 
-def _launch(kernel, x: Tensor, *args, **flags) -> None:  # type: ignore[no-untyped-def]
+def _launch(kernel: Any, x: Tensor, *args: Any, **flags: bool) -> None:
     """One program per row; the first two dimensions' sizes are read off ``x``, whose rows may be strided."""
     rows, width = x.shape
     block = triton.next_power_of_2(width)

@@ -9,7 +9,6 @@ Roofline: bytes; q and k read and written once. ROPE_SHARE
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor

@@ -24,8 +24,8 @@ def scores_of(q, k, scale, soft_cap, CAPPED: tl.constexpr):
 
 
 @triton.jit
-def softmax_step(scores, factor, v, m, l, acc, MASKED: tl.constexpr, IN_ORDER: tl.constexpr = False):
-    """Take one tile of keys in: scores [M, N] (-inf = unseen), v [N, D]; running m, l [M] and acc [M, D], all updated.
+def softmax_step(scores, factor, v, m, sums, acc, MASKED: tl.constexpr, IN_ORDER: tl.constexpr = False):
+    """Take one tile of keys in: scores [M, N] (-inf = unseen), v [N, D]; running m, sums [M] and acc [M, D], all updated.
 
     If MASKED a row may have seen no key yet; its m is -inf, and zero takes its place as the exponent's base.
     IN_ORDER: add the weights up by the matrix units too. Their sums have the same order in every shape of tile, while
@@ -40,9 +40,9 @@ def softmax_step(scores, factor, v, m, l, acc, MASKED: tl.constexpr, IN_ORDER: t
         added = tl.max(tl.dot(weights.to(v.dtype), ones, input_precision="ieee"), 1)  # 16 equal columns
     else:
         added = tl.sum(weights, 1)
-    l = tl.fma(l, shrink, added)
+    sums = tl.fma(sums, shrink, added)
     acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
-    return m_new, l, acc
+    return m_new, sums, acc
 
 
 @triton.jit

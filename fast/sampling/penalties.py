@@ -76,8 +76,12 @@ def _penalise(
             for other_start in range(0, length, TILE):
                 other = other_start + tl.arange(0, TILE)
                 same = token[:, None] == tl.load(history + other, mask=other < length, other=-2)[None, :]
-                earlier_by_lane += (same & (other[None, :] < at[:, None])).to(tl.int32)
-                uses_by_lane += (same & (other[None, :] >= prompt)).to(tl.int32)
+                if other_start + TILE > prompt:
+                    uses_by_lane += (same & (other >= prompt)[None, :]).to(tl.int32)
+                if other_start < start:
+                    earlier_by_lane |= same.to(tl.int32)
+                elif other_start == start:
+                    earlier_by_lane |= (same & (other[None, :] < at[:, None])).to(tl.int32)
         uses = tl.sum(uses_by_lane, 1)
         # A row without penalties has no first occurrence.
         earlier = tl.sum(earlier_by_lane, 1) + nothing.to(tl.int32)

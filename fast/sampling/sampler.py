@@ -25,8 +25,8 @@ from quire.fast.sampling.philox import gumbel, gumbel_bound, philox
 from quire.fast.sampling.state import DeviceSamplerState
 from quire.fast.sampling.truncation import scaled, thresholds
 
-BLOCK = 2048  # logits per iteration
-PROGRAMS_PER_PROCESSOR = 8
+BLOCK = 1024  # logits per iteration
+PROGRAMS_PER_PROCESSOR = 4
 
 
 def sample(
@@ -48,7 +48,7 @@ def sample(
     lengths  int [R], tokens known before this position; the chosen token becomes number ``lengths[i]``
     tokens   int [num_rows, ...], the rows' histories; read up to ``lengths`` only
     masks    bool [R, V], True = allowed; None: everything is
-    penalised, truncated   False: no row of the batch has penalties (or truncation), which the host knows; saves launches
+    penalised, truncated   False: no row of the batch has any, which the host knows; it saves launches
 
     -> int64 [R]. Everything is on one device; the host waits for nothing.
     """
@@ -89,9 +89,7 @@ def _choose(
     t = tl.where(random, t, 1.0)
     key = tl.load(seed + row)
     k0, k1 = (key & 0xFFFFFFFF).to(tl.uint32), ((key >> 32) & 0xFFFFFFFF).to(tl.uint32)
-    lane = tl.arange(0, BLOCK // 4)
-    zero = (lane * 0).to(tl.uint32)
-    position, sibling = zero + tl.load(lengths + r).to(tl.uint32), zero + tl.load(stream + row).to(tl.uint32)
+    position, sibling = tl.load(lengths + r).to(tl.uint32), tl.load(stream + row).to(tl.uint32)
     keep = float("-inf")
     if TRUNCATED:
         keep = tl.load(lowest + r)
@@ -101,34 +99,14 @@ def _choose(
     if random:
         for j in range(part * blocks, part * blocks + blocks):
             x = _block(logits, r, stride, j, vocab, BLOCK)
-            reachable = x * inverse  # the division proper is for the few that matter
             if TRUNCATED:
                 x = scaled(x, t)
                 x = tl.where(x >= keep, x, float("-inf"))
-                reachable = x
-            # Four neighbours share one call of the generator.
-            quad = (j * (BLOCK // 4) + lane).to(tl.uint32)
-            w0, w1, w2, w3 = philox(quad, position, sibling, zero, k0, k1)
-            y0, y1, y2, y3 = _quads(reachable, BLOCK)
-            reach = tl.maximum(
-                tl.maximum(y0 + gumbel_bound(w0), y1 + gumbel_bound(w1)),
-                tl.maximum(y2 + gumbel_bound(w2), y3 + gumbel_bound(w3)),
-            )
-            if tl.max(reach, 0) > best:
-                if not TRUNCATED:
-                    x = scaled(x, t)
-                x0, x1, x2, x3 = _quads(x, BLOCK)
-                x0 += gumbel(w0)
-                x1 += gumbel(w1)
-                x2 += gumbel(w2)
-                x3 += gumbel(w3)
-                top = tl.max(tl.maximum(tl.maximum(x0, x1), tl.maximum(x2, x3)), 0)
-                i = j * BLOCK + 4 * lane
-                first = tl.where(x0 == top, i, tl.where(x1 == top, i + 1, tl.where(x2 == top, i + 2, i + 3)))
-                has = (x0 == top) | (x1 == top) | (x2 == top) | (x3 == top)
-                if top > best:
-                    best = top
-                    token = tl.min(tl.where(has, first, 0x7FFFFFFF), 0)
+                if tl.max(x, 0) > float("-inf"):  # most blocks keep nothing
+                    best, token = _draw(x, x, 1.0, j, position, sibling, k0, k1, best, token, BLOCK)
+            else:
+                # The division proper is for the few that matter.
+                best, token = _draw(x * inverse, x, t, j, position, sibling, k0, k1, best, token, BLOCK)
     else:
         tops = tl.full([BLOCK], float("-inf"), tl.float32)
         where = tl.zeros([BLOCK], tl.int32)
@@ -146,6 +124,35 @@ def _choose(
 def _block(logits, r, stride, j, vocab, BLOCK: tl.constexpr):
     i = j * BLOCK + tl.arange(0, BLOCK)
     return tl.load(logits + r.to(tl.int64) * stride + i, mask=i < vocab, other=float("-inf")).to(tl.float32)
+
+
+@triton.jit
+def _draw(near, x, t, j, position, sibling, k0, k1, best, token, BLOCK: tl.constexpr):
+    """The better of (best, token) and block j with noise. Its scores are x / t, and nearly so (to 1e-6) ``near``."""
+    # Four neighbours share one call of the generator.
+    lane = tl.arange(0, BLOCK // 4)
+    zero = (lane * 0).to(tl.uint32)
+    quad = (j * (BLOCK // 4) + lane).to(tl.uint32)
+    w0, w1, w2, w3 = philox(quad, zero + position, zero + sibling, zero, k0, k1)
+    y0, y1, y2, y3 = _quads(near, BLOCK)
+    reach = tl.maximum(
+        tl.maximum(y0 + gumbel_bound(w0), y1 + gumbel_bound(w1)),
+        tl.maximum(y2 + gumbel_bound(w2), y3 + gumbel_bound(w3)),
+    )
+    if tl.max(reach, 0) > best:
+        x0, x1, x2, x3 = _quads(scaled(x, t), BLOCK)
+        x0 += gumbel(w0)
+        x1 += gumbel(w1)
+        x2 += gumbel(w2)
+        x3 += gumbel(w3)
+        top = tl.max(tl.maximum(tl.maximum(x0, x1), tl.maximum(x2, x3)), 0)
+        i = j * BLOCK + 4 * lane
+        first = tl.where(x0 == top, i, tl.where(x1 == top, i + 1, tl.where(x2 == top, i + 2, i + 3)))
+        has = (x0 == top) | (x1 == top) | (x2 == top) | (x3 == top)
+        if top > best:
+            best = top
+            token = tl.min(tl.where(has, first, 0x7FFFFFFF), 0)
+    return best, token
 
 
 @triton.jit

@@ -51,7 +51,9 @@ def thresholds(logits: Tensor, state: DeviceSamplerState, rows: Tensor) -> Tenso
     row = (logits, rows, state.temperature, logits.stride(0), vocab, blocks)
     limits = (state.temperature, state.top_k, state.log_min_p, state.top_p)
     per_part, per_row = (parts, count), (count,)
-    _summarise[per_part](*row, state.top_k, state.log_min_p, largest, total, groups, BLOCK=BLOCK, GROUPS=GROUPS // parts, num_warps=4)
+    _summarise[per_part](
+        *row, state.top_k, state.log_min_p, largest, total, groups, BLOCK=BLOCK, GROUPS=GROUPS // parts, num_warps=4
+    )
     _bound[per_row](
         rows, *limits, largest, total, groups, best, low, high, goal, above, found, vocab,
         PARTS=parts, GROUPS=GROUPS, num_warps=8,
@@ -59,7 +61,18 @@ def thresholds(logits: Tensor, state: DeviceSamplerState, rows: Tensor) -> Tenso
     for _ in range(2):
         _measure[per_part](*row, best, low, high, goal, mass, BLOCK=BLOCK, SPLITS=SPLITS, num_warps=8)
         _narrow[per_row](low, high, goal, above, mass, PARTS=parts, SPLITS=SPLITS, num_warps=1)
-    _list[per_part](*row, low, high, found, listed, BLOCK=BLOCK, CAPACITY=CAPACITY, num_warps=4)
+    shares = 4 * parts if count >= 128 else parts  # waiting for their turn to append, many programs hide it
+    _list[(shares, count)](
+        *row[:-1],
+        triton.cdiv(vocab, shares * BLOCK),
+        low,
+        high,
+        found,
+        listed,
+        BLOCK=BLOCK,
+        CAPACITY=CAPACITY,
+        num_warps=4,
+    )
     _settle[per_row](
         *row[:5], *limits[1:], best, low, high, goal, above, found, listed,
         CAPACITY=CAPACITY, BLOCK=SETTLING, num_warps=4,
@@ -203,7 +216,7 @@ def _list(
     logits, rows, temperature, stride, vocab, blocks, low, high, found, listed,
     BLOCK: tl.constexpr, CAPACITY: tl.constexpr,
 ):  # fmt: skip
-    """Program (part, position): append the part's scores within the interval; ``found`` counts what was too many too."""
+    """Program (part, position): append the part's scores in the interval; ``found`` also counts what finds no room."""
     part, r = tl.program_id(0), tl.program_id(1)
     a, b = tl.load(low + r), tl.load(high + r)
     if a == float("-inf"):

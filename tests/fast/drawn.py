@@ -89,11 +89,12 @@ def lay_out(case: Case) -> Step:
     """
     size, heads, dim = case.block_size, case.kv_heads, case.dim
     rng = random.Random(case.seed)
-    ids = list(range(1, sum(-(-length // size) for _, length, _ in case.seqs) + 4))
+    num_blocks = sum(-(-length // size) for _, length, _ in case.seqs) + 8
+    ids = list(range(1, num_blocks))
     rng.shuffle(ids)
     common = [ids.pop() for _ in range(case.shared // size)]
     common = common[: max((length - n) // size for n, length, _ in case.seqs)]
-    cells = torch.full((2, len(ids) + len(common) + 1, size, heads, dim), torch.nan, dtype=case.dtype, device=DEVICE)
+    cells = torch.full((2, num_blocks, size, heads, dim), torch.nan, dtype=case.dtype, device=DEVICE)
     cells[:, common] = randn(2, len(common), size, heads, dim, seed=case.seed + 1, dtype=case.dtype)
     tables, keys, values, new = [], [], [], []
     for s, (n, length, write) in enumerate(case.seqs):

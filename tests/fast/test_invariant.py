@@ -66,7 +66,7 @@ def test_linear_has_the_same_bits_for_any_number_of_rows(dtype: torch.dtype) -> 
 @pytest.mark.parametrize("dim", [64, 80, 128])
 @pytest.mark.parametrize("window", [None, 300])
 def test_attention_has_the_same_bits_in_any_chunk_and_company(dtype: torch.dtype, dim: int, window: int | None) -> None:
-    """A prompt of 1,300 tokens at once, token by token, in chunks, and among 20 others: every query has the same bits."""
+    """1,300 tokens at once, as decodes, in chunks and among 20 others: every query has the same bits."""
     length = 1300
     case = Case([(length, length, True)], kv_heads=2, share=4, dim=dim, dtype=dtype)
     step = lay_out(case)

@@ -76,7 +76,9 @@ def test_activations(rows: int, width: int, dtype: torch.dtype, seed: int) -> No
     assert_close(ops.gelu_new(x), expected, dtype)
 
 
-@given(rows, st.sampled_from([(1, 1), (4, 2), (9, 3)]), st.sampled_from([16, 64, 80, 128]), st.booleans(), dtypes, seeds)
+@given(
+    rows, st.sampled_from([(1, 1), (4, 2), (9, 3)]), st.sampled_from([16, 64, 80, 128]), st.booleans(), dtypes, seeds
+)
 @examples
 def test_qk_norm_rope(
     rows: int, heads: tuple[int, int], dim: int, norm: bool, dtype: torch.dtype, seed: int

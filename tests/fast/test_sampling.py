@@ -25,7 +25,7 @@ TOLERANCE = 1e-4
 
 @dataclass
 class Batch:
-    """Rows with parameters of their own. spread: standard deviation of the logits; steps: they are multiples of 1/steps."""
+    """Rows with parameters of their own. spread: of the logits; steps: they are multiples of 1/steps."""
 
     params: list[SamplingParams]
     vocab: int = 1000
