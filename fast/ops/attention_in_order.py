@@ -8,7 +8,8 @@ computes for keys that its row does not see are exact zeros.
 That the two kernels may use different numbers of rows rests on a property of the matrix units, tested on the H200: a
 row of a product has the same bits in every shape of tile, whichever of the two matrix instructions works on it.
 
-Roofline: the matrix units, as in ``attention_prefill``; this one reads all keys through the block table. INORDER_SHARE
+Roofline: the matrix units, as in ``attention_prefill``; this one reads all keys through the block table. Measured on
+an H200: 1.9 times the time of ``attention_prefill`` for a prompt of 2,048 tokens.
 """
 
 from __future__ import annotations

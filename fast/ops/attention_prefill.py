@@ -10,7 +10,10 @@ their own keys from the cache as well: a descriptor's box must be one.)
 Only tiles on the diagonal need the causal mask; they come last in a loop of their own. Tiles near the end of a prompt
 have the most keys, so programs are numbered from the end: the long ones start first and the short ones fill the gaps.
 
-Roofline: bound by the matrix units, 4 * D operations for each visible (query, key) pair and head. PREFILL_SHARE
+Roofline: bound by the matrix units, 4 * D operations for each visible (query, key) pair and head. Measured on an
+H200 with 8,192 tokens: 430 to 455 TFLOP/s with head size 128, which is 56 to 64% of a large matrix product in the same
+run; 380 to 400 with 64. 2,048 tokens fill the GPU badly: 230 to 280. 2,048 tokens after 6,144 in the cache: 350 to 370.
+(torch's own kernel, dense and without a cache: 540 and 440.)
 """
 
 from __future__ import annotations

@@ -9,7 +9,9 @@ one order. Here every sum has an order that depends on the row's own content and
   for few queries as in that for many (``attention_in_order``);
 - norms, rotation and activations reduce row by row or not at all: they are the other module's.
 
-The claim is per machine and version of the compiler. Its price, measured on an H200: INVARIANT_SHARE
+The claim is per machine and version of the compiler. Its price, measured on an H200 with the shapes of
+an 8B model, in time: attention of 64 decodes at 840 tokens +12%, of 8 at 8,192 +25%, of a prompt of 2,048 +90%; all
+linears of a layer +11% for 1 and for 64 rows (against cuBLAS), +28% for 2,048.
 """
 
 from __future__ import annotations

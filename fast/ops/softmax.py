@@ -25,7 +25,7 @@ def scores_of(q, k, scale, soft_cap, CAPPED: tl.constexpr):
 
 @triton.jit
 def softmax_step(scores, factor, v, m, sums, acc, MASKED: tl.constexpr, IN_ORDER: tl.constexpr = False):
-    """Take one tile of keys in: scores [M, N] (-inf = unseen), v [N, D]; running m, sums [M] and acc [M, D], all updated.
+    """Take one tile of keys in: scores [M, N] (-inf = unseen), v [N, D]; running m, sums [M], acc [M, D].
 
     If MASKED a row may have seen no key yet; its m is -inf, and zero takes its place as the exponent's base.
     IN_ORDER: add the weights up by the matrix units too. Their sums have the same order in every shape of tile, while

@@ -47,9 +47,9 @@ def gumbel(word):
 def gumbel_bound(word):
     """A number that ``gumbel(word)`` does not exceed, and that is at most 0.07 above it where u is small.
 
-    -log1p(-u) is at least u, and for u = 2^e (1 + f) log2(u) is at least e + f, which are the bits of u as a fixed-point
-    number. Its upper 23 bits become a float by being put behind an exponent. 1e-3 pays for roundings, those of the score it is added to
-    included.
+    -log1p(-u) is at least u, and for u = 2^e (1 + f) log2(u) is at least e + f, which are the bits of u as a
+    fixed-point number. Its upper 23 bits become a float by being put behind an exponent. 1e-3 pays for roundings, those
+    of the score that it is added to included.
     """
     bits = uniform(word).to(tl.int32, bitcast=True) >> 8
     fixed = (bits | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0  # (e + 127 + f) * 2^15
