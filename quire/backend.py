@@ -7,6 +7,7 @@ imported only when an engine is built.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +20,15 @@ if TYPE_CHECKING:
     from quire.reference.engine import Engine
 
 
-def choose(config: EngineConfig) -> str:
-    """The data plane for ``config.backend``. Today there is one, "reference", and "auto" takes it."""
-    if config.backend == "fast":
+def choose(config: EngineConfig, device: str) -> str:
+    """The data plane for ``config.backend`` on ``device``: "reference" or "fast". ConfigError if it cannot run there."""
+    on_gpu = device.startswith("cuda")
+    if config.backend == "fast" and not on_gpu:
         raise ConfigError(
-            "backend", "fast", "this version of quire has no fast data plane yet",
-            'Use backend="reference", or "auto", which takes the fastest one that is there',
+            "backend", "fast", f"its kernels need an NVIDIA GPU, and the device is {device!r}",
+            'Use backend="auto", which takes the fastest one that is there',
         )  # fmt: skip
-    return "reference"
+    return "fast" if on_gpu and config.backend in ("auto", "fast") else "reference"
 
 
 def model_path(config: EngineConfig) -> Path:
@@ -66,31 +68,28 @@ def build_engine(
 
     ``tokenizer`` returns the model's; it is called for the first request with structured outputs. None: it is loaded.
     """
-    plane = choose(config)
     where = device(config)
+    plane = choose(config, where)
+    if config.async_scheduling is None:
+        config = replace(config, async_scheduling=plane == "fast")
 
-    from quire.reference import ops
     from quire.reference.control.scheduler import Scheduler
     from quire.reference.engine import Engine, ModelFacts
     from quire.reference.malloc import keep_freed_memory
     from quire.reference.memory import size_kv
     from quire.reference.models import choose_dtype, load_model
-    from quire.reference.ops import invariant
-    from quire.reference.runner import ModelRunner
     from quire.reference.trace import Recorder
 
     if where == "cpu":
         keep_freed_memory()
     model = load_model(
-        path,
-        dtype=config.dtype,
-        device=where,
-        ops=invariant if config.batch_invariant else ops,
-        max_model_len=config.max_model_len,
+        path, dtype=config.dtype, device=where, ops=_ops(plane, config), max_model_len=config.max_model_len
     )
     dtype = choose_dtype(config.dtype, model.config, where)
     sizes = size_kv(config, model.config, dtype=dtype, device=where)
-    runner = ModelRunner(
+    runner = _runner(
+        plane,
+        config,
         model,
         max_num_seqs=config.max_num_seqs,
         max_model_len=model.max_model_len,
@@ -124,6 +123,27 @@ def build_engine(
     return Engine(
         config, facts, scheduler, runner, tokenizer=tokenizer or partial(_tokenizer, config), recorder=recorder
     )
+
+
+def _ops(plane: str, config: EngineConfig) -> Any:
+    """The module of ops that the model is handed."""
+    if plane == "fast":
+        from quire.fast import ops
+        from quire.fast.ops import invariant
+    else:
+        from quire.reference import ops  # type: ignore[no-redef]
+        from quire.reference.ops import invariant  # type: ignore[no-redef]
+    return invariant if config.batch_invariant else ops
+
+
+def _runner(plane: str, config: EngineConfig, model: Any, **settings: Any) -> Any:
+    if plane == "fast":
+        from quire.fast.runner import ModelRunner
+
+        return ModelRunner(model, enforce_eager=config.enforce_eager, **settings)
+    from quire.reference.runner import ModelRunner as ReferenceRunner
+
+    return ReferenceRunner(model, **settings)
 
 
 def _tokenizer(config: EngineConfig) -> Any:

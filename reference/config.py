@@ -48,7 +48,9 @@ class EngineConfig:
     scheduling_policy       "fcfs", or "priority" (lower value first, then arrival)
     preemption_mode         when blocks run out: "recompute" the victim later, or "swap" its blocks to the host
     batch_invariant         reductions do not depend on the batch: bitwise equal outputs, at some cost
-    async_scheduling        plan and launch the next step before this one's tokens are on the host (run-ahead)
+    async_scheduling        plan and launch the next step before this one's tokens are on the host (run-ahead); None: on
+                            the fast data plane
+    enforce_eager           launch kernel by kernel instead of replaying CUDA graphs (fast data plane)
     trust_remote_code       let transformers run code that comes with a tokenizer
     revision                branch, tag or commit on the hub
     generation_config       "auto": default sampling parameters from the checkpoint; "none": quire's own
@@ -75,7 +77,8 @@ class EngineConfig:
     scheduling_policy: Policy = "fcfs"
     preemption_mode: PreemptionMode = "recompute"
     batch_invariant: bool = False
-    async_scheduling: bool = False
+    async_scheduling: bool | None = None
+    enforce_eager: bool = False
     trust_remote_code: bool = False
     revision: str | None = None
     generation_config: GenerationConfig = "auto"

@@ -249,7 +249,7 @@ class ModelRunner:
         assert launched.hidden is not None
         rows, lengths = launched.rows[which], launched.end[which]
         assert (lengths == self.row_len[rows]).all(), "only a row's last token is sampled from"
-        logits = self.model.logits(launched.hidden[self._tensor(launched.cu_q[1:][which] - 1)])
+        logits = self.model.logits(launched.hidden[self._tensor(launched.cu_q[1:][which] - 1)]).float()
         in_batch = {i: k for k, i in enumerate(which)} if masks else {}
         chosen = sample(
             logits, self.sampler, rows, lengths, self.tokens, {in_batch[i]: mask for i, mask in masks.items()}

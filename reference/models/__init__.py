@@ -4,7 +4,7 @@ A model has
 
     config, max_model_len
     forward(ids [T], positions [T], caches, meta) -> hidden [T, embed_size], after the final norm
-    logits(hidden [R, embed_size]) -> [R, vocab_size] float32
+    logits(hidden [R, embed_size]) -> [R, vocab_size], in the dtype of its weights
     places() -> checkpoint name to the tensor (or part of one) that takes its values
 
 where ``caches`` is one pair of K and V tensors per layer, [num_blocks, block_size, kv_heads, head_dim]. Models are

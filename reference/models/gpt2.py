@@ -111,5 +111,5 @@ class GPT2:
         return ops.layer_norm(x, self.norm, self.norm_bias, c.norm_eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden [R, hidden_size] -> scores of the next token [R, vocab_size], float32."""
-        return self.ops.linear(hidden, self.lm_head).float()
+        """hidden [R, hidden_size] -> scores of the next token [R, vocab_size], in the model's dtype."""
+        return self.ops.linear(hidden, self.lm_head)

@@ -131,5 +131,5 @@ class Llama:
         return ops.add_rms_norm(x, residual, self.norm, c.norm_eps)[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden [R, hidden_size] -> scores of the next token [R, vocab_size], float32."""
-        return self.ops.linear(hidden, self.lm_head).float()
+        """hidden [R, hidden_size] -> scores of the next token [R, vocab_size], in the model's dtype."""
+        return self.ops.linear(hidden, self.lm_head)

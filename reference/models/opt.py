@@ -138,5 +138,5 @@ class OPT:
         return x if self.project_out is None else ops.linear(x, self.project_out)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden [R, embed_size] -> scores of the next token [R, vocab_size], float32."""
-        return self.ops.linear(hidden, self.lm_head).float()
+        """hidden [R, embed_size] -> scores of the next token [R, vocab_size], in the model's dtype."""
+        return self.ops.linear(hidden, self.lm_head)

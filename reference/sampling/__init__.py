@@ -9,8 +9,8 @@ parameters of every row as arrays, so that a step looks up and never interprets.
 logits, history and parameters only: never on the other rows, bit by bit.
 """
 
-from quire.reference.sampling.logprobs import top_logprobs
+from quire.reference.sampling.logprobs import as_logprobs, rank_tokens, top_logprobs
 from quire.reference.sampling.sampler import sample
 from quire.reference.sampling.state import SamplerState
 
-__all__ = ["SamplerState", "sample", "top_logprobs"]
+__all__ = ["SamplerState", "as_logprobs", "rank_tokens", "sample", "top_logprobs"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,25 +14,43 @@ from quire.reference.control.plan import Logprobs
 def top_logprobs(logits: Tensor, token_ids: Tensor, counts: Sequence[int]) -> list[Logprobs]:
     """The log-probability of each position's token and of the most likely ones.
 
-    logits float32 [N, V]; token_ids int64 [N], the token that stands at each position; counts [N], how many of the
-    most likely tokens are wanted (0 = none). -> one ``Logprobs`` per position.
+    logits [N, V], any float dtype; token_ids int64 [N], the token that stands at each position; counts [N], how many of
+    the most likely tokens are wanted (0 = none). -> one ``Logprobs`` per position.
 
     The order is by falling log-probability, equal ones by rising token id. ``rank`` is the token's place in exactly
     this order, so that a token of rank r is the r-th of the top list.
     """
+    return as_logprobs(rank_tokens(logits, token_ids, max(counts, default=0)), counts)
+
+
+class Ranked(NamedTuple):
+    """What ``top_logprobs`` says, as tensors of N positions and the ``most`` likeliest tokens, on the logits' device."""
+
+    token_ids: Tensor  # int64 [N]
+    logprobs: Tensor  # float32 [N]
+    ranks: Tensor  # int64 [N]
+    top_ids: Tensor  # int64 [N, most]
+    top_logprobs: Tensor  # float32 [N, most]
+
+
+def rank_tokens(logits: Tensor, token_ids: Tensor, most: int) -> Ranked:
+    """The half of ``top_logprobs`` that computes; the host waits for nothing."""
     vocab = logits.shape[1]
-    logprobs = logits.log_softmax(-1)
+    logprobs = logits.float().log_softmax(-1)
     own = logprobs.gather(1, token_ids[:, None])
     ids = torch.arange(vocab, device=logits.device)
     before = (logprobs > own) | ((logprobs == own) & (ids < token_ids[:, None]))
-    ranks = (before.sum(-1) + 1).tolist()
-    most = min(max(counts, default=0), vocab)
+    most = min(most, vocab)
     top_ids = token_ids[:, None][:, :0]
     if most > 0:
         top_ids = vocab - 1 - (_order_keys(logprobs).topk(most).values & 0xFFFFFFFF)
-    top_values = logprobs.gather(1, top_ids)
-    rows = zip(token_ids.tolist(), own[:, 0].tolist(), top_ids.tolist(), top_values.tolist(), ranks, counts)
-    return [Logprobs([t, *i[:n]], [value, *v[:n]], rank) for t, value, i, v, rank, n in rows]
+    return Ranked(token_ids, own[:, 0], before.sum(-1) + 1, top_ids, logprobs.gather(1, top_ids))
+
+
+def as_logprobs(ranked: Ranked, counts: Sequence[int]) -> list[Logprobs]:
+    """The other half: one ``Logprobs`` per position, with ``counts`` of the likeliest tokens each."""
+    rows = zip(*(tensor.tolist() for tensor in ranked), counts)
+    return [Logprobs([t, *i[:n]], [value, *v[:n]], rank) for t, value, rank, i, v, n in rows]
 
 
 def _order_keys(values: Tensor) -> Tensor:
