@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def choose(config: EngineConfig, device: str) -> str:
-    """The data plane for ``config.backend`` on ``device``: "reference" or "fast". ConfigError if it cannot run there."""
+    """The data plane for ``config.backend`` on ``device``: "reference" or "fast". ConfigError if it cannot be."""
     on_gpu = device.startswith("cuda")
     if config.backend == "fast" and not on_gpu:
         raise ConfigError(
@@ -83,7 +83,12 @@ def build_engine(
     if where == "cpu":
         keep_freed_memory()
     model = load_model(
-        path, dtype=config.dtype, device=where, ops=_ops(plane, config), max_model_len=config.max_model_len
+        path,
+        dtype=config.dtype,
+        device=where,
+        ops=_ops(plane, config),
+        max_model_len=config.max_model_len,
+        load_format=config.load_format,
     )
     dtype = choose_dtype(config.dtype, model.config, where)
     sizes = size_kv(config, model.config, dtype=dtype, device=where)

@@ -20,6 +20,7 @@ Backend = Literal["auto", "reference", "fast"]
 DType = Literal["auto", "half", "float16", "bfloat16", "float", "float32"]
 Policy = Literal["fcfs", "priority"]
 PreemptionMode = Literal["recompute", "swap"]
+LoadFormat = Literal["auto", "dummy"]
 GenerationConfig = Literal["auto", "none"]
 GIB = 1 << 30
 
@@ -33,6 +34,7 @@ class EngineConfig:
     tokenizer               folder or hub name of the tokenizer, if not the model's own
     backend                 which data plane: "reference" or "fast"; "auto" takes the fastest one present
     device                  torch device, or "auto": cuda if there is one, else cpu
+    load_format             "auto": the checkpoint's safetensors files; "dummy": random weights, to measure a shape
     dtype                   arithmetic; "auto" is the checkpoint's own, except 16-bit checkpoints on a CPU: float32
     seed                    of the engine; requests without a seed of their own derive theirs from it
     max_model_len           longest sequence (prompt + output) in tokens; None = what the model was made for
@@ -62,6 +64,7 @@ class EngineConfig:
     tokenizer: str | None = None
     backend: Backend = "auto"
     device: str = "auto"
+    load_format: LoadFormat = "auto"
     dtype: DType = "auto"
     seed: int = 0
     max_model_len: int | None = None
@@ -88,6 +91,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name, choices in (
             ("backend", Backend),
+            ("load_format", LoadFormat),
             ("dtype", DType),
             ("scheduling_policy", Policy),
             ("preemption_mode", PreemptionMode),

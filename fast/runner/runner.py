@@ -268,7 +268,7 @@ class ModelRunner:
         return choose(self.model.logits(hidden), self.rows, row, length, wants)
 
     def _pool(self, step: Launched, i: int, s: SeqPlan, tensors: list[Tensor]) -> list[tuple[int, int]]:
-        """Take in the hidden states of a row that pools: -> (i, which of ``tensors`` is its embedding), if it is due."""
+        """Take in the hidden states of a row that pools: -> (i, which of ``tensors`` is its embedding) if it is due."""
         assert step.hidden is not None
         row = self.rows.pooled[s.row]
         row.add(step.hidden[step.cu_q[i] : step.cu_q[i + 1]])

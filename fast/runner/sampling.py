@@ -41,9 +41,7 @@ def choose(scores: Tensor, rows: Rows, row: Tensor, length: Tensor, wants: Wants
 
     scores [R, V]; row, length int32 [R] on the device: the chosen token becomes number ``length`` of ``row``.
     """
-    chosen = sample(
-        scores, rows.params, row, length, rows.tokens, penalised=wants.penalised, truncated=wants.truncated
-    )
+    chosen = sample(scores, rows.params, row, length, rows.tokens, penalised=wants.penalised, truncated=wants.truncated)
     _append[(triton.cdiv(len(row), 128),)](
         rows.tokens, rows.tokens.stride(0), row, length, chosen, len(row), BLOCK=128, num_warps=4
     )

@@ -21,9 +21,10 @@ INTS = ("top_k", "prompt_len", "stream")
 
 @dataclass
 class DeviceSamplerState:
-    """Tensors [num_rows, or a few more] by the names of ``SamplerState``; seeds and streams hold unsigned values in signed types.
+    """Tensors [num_rows, or a few more] by the names of ``SamplerState``.
 
-    All are parts of one: first the seeds, as two words each, then the others one after the other.
+    Seeds and streams hold unsigned values in signed types. All tensors are parts of ``packed``: first the seeds, as two
+    words each, then the others one after the other.
     """
 
     packed: Tensor
@@ -45,10 +46,8 @@ class DeviceSamplerState:
         words = torch.zeros((2 + len(FLOATS) + len(INTS)) * num_rows, dtype=torch.int32, device=device)
         seed, *others = words.split([2 * num_rows] + [num_rows] * len(FLOATS + INTS))
         floats, ints = others[: len(FLOATS)], others[len(FLOATS) :]
-        tables = cls(
-            words, seed.view(torch.int64), *(part.view(torch.float32) for part in floats), *ints
-        )
-        where, values = tables.words(state, np.arange(num_rows))
+        tables = cls(words, seed.view(torch.int64), *(part.view(torch.float32) for part in floats), *ints)
+        where, values = tables.words(state, np.arange(len(state.temperature)))
         tables.put(*(torch.from_numpy(x).to(device) for x in (where, values)))
         return tables
 

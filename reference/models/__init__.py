@@ -25,7 +25,7 @@ from quire.reference.control.errors import CheckpointError, ConfigError
 from quire.reference.models.config import ModelConfig, load_config
 from quire.reference.models.gpt2 import GPT2
 from quire.reference.models.llama import Llama
-from quire.reference.models.loader import choose_dtype, load_weights
+from quire.reference.models.loader import choose_dtype, load_weights, random_weights
 from quire.reference.models.opt import OPT
 from quire.reference.ops import AttnMeta
 
@@ -79,12 +79,13 @@ def load_model(
     ops: ModuleType | Any,
     revision: str | None = None,
     max_model_len: int | None = None,
+    load_format: str = "auto",
 ) -> Model:
     """Find, check and load a model.
 
     ``ops`` is ``quire.reference.ops``, its ``invariant`` twin or another module with the same names. ``max_model_len``
-    is the longest sequence to be served, None = what the checkpoint was made for. Raises CheckpointError or
-    ConfigError.
+    is the longest sequence to be served, None = what the checkpoint was made for. ``load_format="dummy"`` needs no
+    weights: they are random. Raises CheckpointError or ConfigError.
     """
     path = resolve(path_or_name, revision)
     config = load_config(path)
@@ -103,5 +104,8 @@ def load_model(
         max_model_len=max_model_len or config.max_position,
     )
     with torch.inference_mode():
-        load_weights(model, path)
+        if load_format == "dummy":
+            random_weights(model)
+        else:
+            load_weights(model, path)
     return model

@@ -32,6 +32,20 @@ def choose_dtype(name: str, config: ModelConfig, device: torch.device | str) -> 
     return DTYPES[name]
 
 
+def random_weights(model: Any) -> None:
+    """Fill ``model.places()`` with random numbers, the same each time, for measurements: load_format="dummy".
+
+    Matrices are normal with a deviation of 0.02, as models are initialised; norms multiply by one, biases are zero.
+    """
+    generator: dict[torch.device, torch.Generator] = {}
+    for name, place in model.places().items():
+        if place.ndim == 1:
+            place.fill_(1.0 if name.endswith("weight") else 0.0)
+        else:
+            seeded = generator.setdefault(place.device, torch.Generator(place.device).manual_seed(0))
+            place.normal_(0, 0.02, generator=seeded)
+
+
 def load_weights(model: Any, path: Path) -> None:
     """Fill ``model.places()`` from the safetensors files in ``path``."""
     places: dict[str, Tensor] = model.places()

@@ -24,7 +24,7 @@ def top_logprobs(logits: Tensor, token_ids: Tensor, counts: Sequence[int]) -> li
 
 
 class Ranked(NamedTuple):
-    """What ``top_logprobs`` says, as tensors of N positions and the ``most`` likeliest tokens, on the logits' device."""
+    """What ``top_logprobs`` says, as tensors: N positions, and ``most`` of the likeliest tokens for each."""
 
     token_ids: Tensor  # int64 [N]
     logprobs: Tensor  # float32 [N]
