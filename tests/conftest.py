@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
+pytest.register_assert_rewrite("tests.runner_suite")
+
 if TYPE_CHECKING:
     from tests.server.conftest import LiveServer
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,34 +12,17 @@ from hypothesis import strategies as st
 from transformers import AutoModel
 
 from quire import LLM, PoolingParams
-from quire.reference.control.params import SamplingParams
 from quire.reference.ops import invariant
 from quire.reference.pooling import PooledRow
+from quire.reference.runner import ModelRunner
 from tests.reference.models.driver import CONFIGS, VOCAB, hf_model, load, save
-from tests.reference.test_runner import Bench, hash_of, new_seq
+from tests.runner_suite import Bench
 
 PROMPTS = [[(7 * i * i + 3 * n) % VOCAB for i in range(n)] for n in (1, 30, 5, 61)]
 
 
-class PoolingBench(Bench):
-    """Plans written by hand for rows that pool: each prompt in chunks, all of them side by side."""
-
-    def embed(self, prompts: list[list[int]], params: PoolingParams, chunk: int) -> list[np.ndarray]:
-        done, vectors = [0] * len(prompts), {}
-        starts = [new_seq(row, prompt, params) for row, prompt in enumerate(prompts)]
-        while len(vectors) < len(prompts):
-            seqs = []  # row, start, n, samples, write, pools
-            for row, prompt in enumerate(prompts):
-                n = min(chunk + row, len(prompt) - done[row])
-                if n > 0:
-                    seqs.append((row, done[row], n, False, True, done[row] + n == len(prompt)))
-                    done[row] += n
-            result = self.step(seqs, starts=starts)
-            starts = []
-            assert result.tokens == [[]] * len(seqs)
-            assert set(result.pooled) == {i for i, seq in enumerate(seqs) if seq[-1]}
-            vectors |= {seqs[i][0]: np.frombuffer(v, "<f4") for i, v in result.pooled.items()}
-        return [vectors[row] for row in range(len(prompts))]
+def bench(model: Any, dtype: torch.dtype = torch.float32) -> Bench:
+    return Bench(ModelRunner, lambda device: model, dtype=dtype, num_blocks=100)
 
 
 def expected(states: torch.Tensor, params: PoolingParams) -> torch.Tensor:
@@ -55,8 +38,7 @@ def test_embeddings_are_those_of_transformers(name: str, tmp_path: Path) -> None
     with torch.inference_mode():
         states = [theirs(torch.tensor([p])).last_hidden_state[0] for p in PROMPTS]
     for params in (PoolingParams(normalize=False), PoolingParams(pooling="last"), PoolingParams(dimensions=7)):
-        bench = PoolingBench(model, dtype=torch.float32, num_blocks=100)
-        for mine, hidden in zip(bench.embed(PROMPTS, params, 11), states):
+        for mine, hidden in zip(bench(model).embed(PROMPTS, params, 11), states):
             torch.testing.assert_close(torch.tensor(mine), expected(hidden, params), atol=2e-5, rtol=1e-4)
 
 
@@ -66,7 +48,7 @@ def test_on_invariant_ops_chunks_and_neighbours_leave_no_trace(params, dtype, tm
     model = load(save(hf_model("llama3"), tmp_path), ops=invariant, dtype=dtype)
 
     def embed(prompts, chunk):
-        return PoolingBench(model, dtype=getattr(torch, dtype), num_blocks=100).embed(prompts, params, chunk)
+        return bench(model, getattr(torch, dtype)).embed(prompts, params, chunk)
 
     alone = [embed([prompt], 64)[0].tobytes() for prompt in PROMPTS]
     for chunk in (1, 7, 20):
@@ -86,21 +68,6 @@ def test_a_mean_does_not_depend_on_the_order_of_its_sum(data) -> None:
             parts.add(piece)
     assert torch.equal(whole.embedding(), parts.embedding())
     torch.testing.assert_close(whole.embedding(), hidden.double().mean(0).float(), atol=2**-28, rtol=1e-7)
-
-
-def test_a_row_that_pooled_samples_again_and_the_other_way_round() -> None:
-    """Rows are reused: nothing of an embedding stays, nor the prompt log-probabilities of who was there before."""
-    asked, last = SamplingParams(temperature=0, prompt_logprobs=0), PoolingParams(pooling="last", normalize=False)
-    bench = PoolingBench()
-    (first,) = bench.start(0, [1, 2, 3], asked)
-    assert first.prompt_logprobs and not first.pooled
-    prompt = [4, 5, 6, 7, 8, 9, 10]
-    begun = bench.step([(0, 0, 4, False)], ends=[0], starts=[new_seq(0, prompt, last)])
-    ended = bench.step([(0, 4, 3, False, True, True)])
-    assert begun.pooled == begun.prompt_logprobs == ended.prompt_logprobs == {}
-    assert np.frombuffer(ended.pooled[0], "<f4") == np.float32(hash_of(prompt))
-    (again,) = bench.start(0, [1, 2, 3], asked, ends=[0])
-    assert again.tokens == first.tokens and again.prompt_logprobs == first.prompt_logprobs and not again.pooled
 
 
 def test_the_embedded_model_against_transformers() -> None:
