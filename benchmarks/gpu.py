@@ -10,9 +10,9 @@ Three shapes with random weights in bfloat16; prompts are token ids, and every r
     ttft/…   milliseconds to the first token of a prompt of 2,048 tokens
     start/…  seconds from the start of Python to the first token: kernel cache empty (-cold), and not (-warm)
 
-``floor`` is the time that reading weights and K/V takes at the bandwidth measured here (a sum over 4 GB), plus prompts at
-the rate of a large matrix product. Each engine runs in processes of its own. ``--vllm`` names a folder that
-has vLLM in it: the same code drives it, since the two have the same face. ``--hf`` measures Hugging Face transformers.
+``floor`` is the time that reading weights and K/V takes at the bandwidth measured here (a sum over 4 GB), plus prompts
+at the rate of a large matrix product. Each engine runs in processes of its own. ``--vllm`` names a folder that has vLLM
+in it: the same code drives it, since the two have the same face. ``--hf`` measures Hugging Face transformers.
 """
 
 from __future__ import annotations

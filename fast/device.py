@@ -1,4 +1,4 @@
-"""What a kernel's launcher needs to know about where it runs: compiled or interpreted, on how many processors.
+"""What a kernel and its launcher need to know about where they run: compiled or interpreted, on which GPU.
 
 Triton's interpreter (``TRITON_INTERPRET=1``) runs the same kernels on CPU tensors, one program after the other, so that
 their logic is tested without a GPU. It computes wrongly with bfloat16 values (they are held as bit patterns), which is
@@ -16,6 +16,13 @@ import triton.language as tl
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
+# Programmatic dependent launch (Hopper and later): a kernel's programs come in while the previous kernel's last ones
+# still run, and wait where they need its results. Between short kernels that is a microsecond each time. Every kernel
+# that is launched with OVERLAP calls ``overlap`` before it touches what an earlier kernel reads or writes.
+_CAN_OVERLAP = not INTERPRETED and torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
+OVERLAP: dict[str, bool] = {"launch_pdl": True} if _CAN_OVERLAP else {}
+_OVERLAPS = tl.constexpr(_CAN_OVERLAP)
+
 _TL = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
@@ -28,3 +35,11 @@ def math_dtype(dtype: torch.dtype) -> Any:
 def num_processors(device: torch.device) -> int:
     """Streaming multiprocessors of the GPU; a token number where kernels are interpreted."""
     return 4 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@triton.jit
+def overlap():
+    """Let the next kernel come in as soon as all programs of this one run; wait for the end of the previous one."""
+    if _OVERLAPS:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()

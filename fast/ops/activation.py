@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire.fast.device import OVERLAP, overlap
+
 BLOCK = 1024
 
 
@@ -23,7 +25,7 @@ def silu_and_mul(x: Tensor) -> Tensor:
     out = x.new_empty(rows, width)
     if rows:
         block = min(BLOCK, triton.next_power_of_2(width))
-        _silu_and_mul[(rows, triton.cdiv(width, block))](x, out, x.stride(0), width, block, num_warps=4)
+        _silu_and_mul[(rows, triton.cdiv(width, block))](x, out, x.stride(0), width, block, num_warps=4, **OVERLAP)
     return out
 
 
@@ -43,6 +45,7 @@ def relu(x: Tensor) -> Tensor:
 
 @triton.jit
 def _silu_and_mul(x, out, stride, width, BLOCK: tl.constexpr):
+    overlap()
     row = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     gate = tl.load(x + row * stride + i, mask=i < width, other=0.0).to(tl.float32)

@@ -23,12 +23,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire.fast.device import math_dtype, num_processors
+from quire.fast.device import OVERLAP, math_dtype, num_processors, overlap
 from quire.fast.ops.cache import AttnMeta
 from quire.fast.ops.softmax import merge_weights, scores_of, softmax_step
 
 ROWS = 16  # rows of the query matrix: the least that the matrix units multiply
-# Programs per processor. Many sequences: so many that long ones find others to even them out. Few: one wave of programs.
+# Programs per processor. Many sequences: enough for long ones to find others that even them out. Few: one wave.
 PIECES_PER_PROCESSOR = {"many": 16, "few": 4}
 SHORTEST_PIECE = 64
 KEYS_IN_ORDER = 32  # the tile of keys where orders are fixed: here and in the kernel for many queries
@@ -44,7 +44,7 @@ class Pieces:
     """The work list. A *piece* is a sequence and a stretch of its positions.
 
     items   [3, capacity] int32; of each piece the sequence (-1: no such piece), its first position, one after its last.
-            A sequence's pieces follow each other; inner boundaries are at multiples of one length.
+            A sequence's pieces follow each other; inner boundaries are at multiples of SHORTEST_PIECE.
     first   [S + 1] int32, the first piece of each sequence, and their number
     """
 
@@ -73,7 +73,7 @@ def list_pieces(
         _list_pieces[(1,)](
             meta.cu_q, meta.seq_len, items, first, sequences, target, capacity, window or (1 << 30),
             MAX_QUERIES=max_queries, SHORTEST=fixed or SHORTEST_PIECE, FIXED=fixed is not None,
-            BLOCK=triton.next_power_of_2(sequences + 1), CAPACITY=triton.next_power_of_2(capacity),
+            BLOCK=triton.next_power_of_2(sequences + 1), CAPACITY=triton.next_power_of_2(capacity), **OVERLAP,
         )  # fmt: skip
         meta.derived[key] = Pieces(items, first)
     return meta.derived[key]
@@ -86,23 +86,28 @@ def _list_pieces(
     CAPACITY: tl.constexpr,
 ):  # fmt: skip
     """One program, a lane per sequence."""
+    overlap()
     s = tl.arange(0, BLOCK)
     queries = tl.load(cu_q + s + 1, mask=s < sequences, other=0) - tl.load(cu_q + s, mask=s < sequences, other=0)
     end = tl.load(seq_len + s, mask=s < sequences, other=0).to(tl.int32)
     ours = (queries > 0) & (queries <= MAX_QUERIES)
     begin = tl.maximum(end - queries.to(tl.int32) - window + 1, 0)
-    length = SHORTEST
+    base = begin // SHORTEST * SHORTEST
+    length = tl.full([BLOCK], SHORTEST, tl.int32)
     if not FIXED:
-        total = tl.sum(tl.where(ours, end - begin, 0), 0)
-        length = tl.maximum(tl.cdiv(tl.cdiv(total, target), SHORTEST), 1) * SHORTEST
-    count = tl.where(ours, tl.cdiv(end, length) - begin // length, 0)
+        # A sequence becomes the number of equal pieces that comes closest to the common length: no small remainders.
+        total = tl.sum(tl.where(ours, end - base, 0), 0)
+        common = tl.maximum(tl.cdiv(tl.cdiv(total, target), SHORTEST), 1) * SHORTEST
+        parts = tl.maximum((end - base + common // 2) // common, 1)
+        length = tl.maximum(tl.cdiv(tl.cdiv(end - base, parts), SHORTEST), 1) * SHORTEST
+    count = tl.where(ours, tl.cdiv(end - base, length), 0)
     upto = tl.cumsum(count, 0)
     tl.store(first + s, upto - count, mask=s <= sequences)
     i = tl.arange(0, CAPACITY)
     tl.store(items + i, tl.full([CAPACITY], -1, tl.int32), mask=(i >= tl.sum(count, 0)) & (i < capacity))
     for i in range(tl.max(count, 0)):
         item = items + upto - count + i
-        start = (begin // length + i) * length
+        start = base + i * length
         tl.store(item, s, mask=i < count)
         tl.store(item + capacity, tl.maximum(start, begin), mask=i < count)
         tl.store(item + 2 * capacity, tl.minimum(start + length, end), mask=i < count)
@@ -149,10 +154,19 @@ def attend_few(
         q.stride(0), k.stride(0), v.stride(0), meta.block_table.stride(0),
         KV_HEADS=kv_heads, BLOCK_SIZE=block_size,
         WINDOWED=window is not None, CAPPED=soft_cap is not None, WRITE=write, IN_ORDER=fixed is not None,
-        MATH=math_dtype(q.dtype), **shape, **tiles,
+        MATH=math_dtype(q.dtype), **shape, **tiles, **OVERLAP,
     )  # fmt: skip
     _combine[(sequences, kv_heads, max_q * share)](
-        partial, lse, out, meta.cu_q, pieces.first, kv_heads, **shape, PIECES=32 if fixed is None else 1, num_warps=4
+        partial,
+        lse,
+        out,
+        meta.cu_q,
+        pieces.first,
+        kv_heads,
+        **shape,
+        PIECES=32 if fixed is None else 1,
+        num_warps=4,
+        **OVERLAP,
     )
 
 
@@ -171,6 +185,7 @@ def _attend_few(
     CAPPED: tl.constexpr, WRITE: tl.constexpr, IN_ORDER: tl.constexpr, MATH: tl.constexpr,
 ):  # fmt: skip
     """Program (piece, K/V head): the piece's keys against all rows of its sequence."""
+    overlap()
     item, head = tl.program_id(0), tl.program_id(1)
     # Loads that wait for each other are what a short piece spends its time on: three deep to the first key.
     s = tl.load(items + item)
@@ -233,6 +248,7 @@ def _combine(
     SHARE: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
     """Program (sequence, K/V head, row): the weighted mean of the row's partial results, PIECES of them at a time."""
+    overlap()
     s, head, r = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     query = tl.load(cu_q + s).to(tl.int64) + r // SHARE
     begin, end = tl.load(first + s), tl.load(first + s + 1)

@@ -24,6 +24,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire.fast.device import OVERLAP, overlap
+
 OUTPUTS, DEPTH = 2, 1024  # rows of the weight per program, and columns per iteration
 
 
@@ -45,7 +47,7 @@ def gemv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     out = x.new_empty(1, outputs)
     _gemv[(triton.cdiv(outputs, OUTPUTS),)](
         x, weight, weight if bias is None else bias, out, depth, outputs,
-        BIAS=bias is not None, OUTPUTS=OUTPUTS, DEPTH=min(DEPTH, triton.next_power_of_2(depth)), num_warps=4,
+        BIAS=bias is not None, OUTPUTS=OUTPUTS, DEPTH=min(DEPTH, triton.next_power_of_2(depth)), num_warps=4, **OVERLAP,
     )  # fmt: skip
     return out
 
@@ -54,13 +56,16 @@ def gemv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _gemv(x, weight, bias, out, depth, outputs, BIAS: tl.constexpr, OUTPUTS: tl.constexpr, DEPTH: tl.constexpr):
     """OUTPUTS rows of the weight times x: products are added up lane by lane, and last of all across the lanes."""
     n = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
-    acc = tl.zeros([OUTPUTS, DEPTH], tl.float32)
-    for start in range(0, depth, DEPTH):
+    k = tl.arange(0, DEPTH)
+    rows = weight + n.to(tl.int64)[:, None] * depth
+    # Weights depend on no earlier kernel: the first are on their way while that one ends.
+    w = tl.load(rows + k[None, :], mask=(n < outputs)[:, None] & (k < depth)[None, :], other=0.0)
+    overlap()
+    acc = w.to(tl.float32) * tl.load(x + k, mask=k < depth, other=0.0).to(tl.float32)[None, :]
+    for start in range(DEPTH, depth, DEPTH):
         k = start + tl.arange(0, DEPTH)
-        mask = (n < outputs)[:, None] & (k < depth)[None, :]
-        w = tl.load(weight + n.to(tl.int64)[:, None] * depth + k[None, :], mask=mask, other=0.0)
-        a = tl.load(x + k, mask=k < depth, other=0.0)
-        acc += w.to(tl.float32) * a.to(tl.float32)[None, :]
+        w = tl.load(rows + k[None, :], mask=(n < outputs)[:, None] & (k < depth)[None, :], other=0.0)
+        acc += w.to(tl.float32) * tl.load(x + k, mask=k < depth, other=0.0).to(tl.float32)[None, :]
     total = tl.sum(acc, 1)
     if BIAS:
         total += tl.load(bias + n, mask=n < outputs, other=0.0).to(tl.float32)

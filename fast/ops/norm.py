@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire.fast.device import OVERLAP, overlap
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x [..., H] divided by its root mean square, times weight [H] -> [..., H] in x's dtype (Zhang & Sennrich 2019).
@@ -49,11 +51,14 @@ def _launch(kernel: Any, x: Tensor, *args: Any, **flags: bool) -> None:
     rows, width = x.shape
     block = triton.next_power_of_2(width)
     if rows:
-        kernel[(rows,)](x, *args, x.stride(0), width, **flags, BLOCK=block, num_warps=min(8, max(1, block // 512)))
+        kernel[(rows,)](
+            x, *args, x.stride(0), width, **flags, BLOCK=block, num_warps=min(8, max(1, block // 512)), **OVERLAP
+        )
 
 
 @triton.jit
 def _rms_norm(x, residual, out, total, weight, eps, stride, width, ADD: tl.constexpr, BLOCK: tl.constexpr):
+    overlap()
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     kind = x.dtype.element_ty
@@ -69,6 +74,7 @@ def _rms_norm(x, residual, out, total, weight, eps, stride, width, ADD: tl.const
 
 @triton.jit
 def _layer_norm(x, out, weight, bias, eps, stride, width, BLOCK: tl.constexpr):
+    overlap()
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     value = tl.load(x + row * stride + i, mask=i < width, other=0.0).to(tl.float32)

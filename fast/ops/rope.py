@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire.fast.device import OVERLAP, overlap
+
 HEADS = 8  # per program
 
 
@@ -42,7 +44,7 @@ def qk_norm_rope(
             q if q_weight is None else q_weight, k if k_weight is None else k_weight, eps,
             q.stride(0), q.stride(1), k.stride(0), k.stride(1),
             Q_HEADS=q_heads, K_HEADS=k_heads, HALF=dim // 2, PADDED=triton.next_power_of_2(dim // 2), HEADS=HEADS,
-            NORM_Q=q_weight is not None, NORM_K=k_weight is not None, num_warps=1,
+            NORM_Q=q_weight is not None, NORM_K=k_weight is not None, num_warps=1, **OVERLAP,
         )  # fmt: skip
     return out_q, out_k
 
@@ -53,6 +55,7 @@ def _qk_norm_rope(
     Q_HEADS: tl.constexpr, K_HEADS: tl.constexpr, HALF: tl.constexpr, PADDED: tl.constexpr, HEADS: tl.constexpr,
     NORM_Q: tl.constexpr, NORM_K: tl.constexpr,
 ):  # fmt: skip
+    overlap()
     token, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
     groups_q: tl.constexpr = (Q_HEADS + HEADS - 1) // HEADS
     i = tl.arange(0, PADDED)

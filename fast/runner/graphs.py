@@ -3,7 +3,8 @@
 A graph repeats the same kernels on the same memory, so there is one per batch size, for a ladder of sizes; a batch is
 padded to the next one with rows that nobody reads. Everything that differs from step to step (rows, positions, new
 blocks) is in one small input buffer; what kernels derive from it they derive anew. The forward pass and sampling are
-graphs of their own, so that a step whose tokens need something from the host (a grammar's mask) still replays the first.
+graphs of their own, so that a step whose tokens need something of the host's (a grammar's mask) still replays the
+first.
 
 Nothing is captured at the start. A size that comes up for the first time runs eagerly, which also compiles what is not
 compiled yet; when it comes up again it is captured first, which takes as long as launching it once. All graphs take
@@ -26,7 +27,7 @@ def ladder(most: int) -> list[int]:
     sizes = [1, 2, 4, 8]
     while sizes[-1] < most:
         sizes.append(sizes[-1] + max(8, (1 << (sizes[-1].bit_length() - 1)) // 8))
-    return sizes[: bisect_left(sizes, most)] + [most]
+    return [*sizes[: bisect_left(sizes, most)], most]
 
 
 class Graphs:

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire.fast.device import OVERLAP, overlap
 from quire.fast.ops import AttnMeta
 from quire.fast.runner.rows import Rows
 
@@ -50,7 +51,7 @@ def build_inputs(
     _build_inputs[(sequences, triton.cdiv(max_q, TILE))](
         row, start, writes, new_block, cu_q, rows.tokens, rows.block_table, ids, positions, slot, seq_len, table,
         rows.tokens.stride(0), width, BLOCK_SIZE=rows.block_size, TILE=1 if max_q == 1 else TILE, ENTRIES=ENTRIES,
-        num_warps=2,
+        num_warps=2, **OVERLAP,
     )  # fmt: skip
     return Inputs(ids, positions, AttnMeta(cu_q, seq_len, table, slot, max_q=max_q))
 
@@ -61,6 +62,7 @@ def _build_inputs(
     stride_tokens, width, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, ENTRIES: tl.constexpr,
 ):  # fmt: skip
     """Program (sequence, tile of its tokens)."""
+    overlap()
     s, tile = tl.program_id(0), tl.program_id(1)
     row, start = tl.load(rows + s).to(tl.int64), tl.load(starts + s)
     query0 = tl.load(cu_q + s)

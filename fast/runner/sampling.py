@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire.fast.device import OVERLAP, overlap
 from quire.fast.runner.rows import Rows
 from quire.fast.sampling import sample
 from quire.reference.sampling import SamplerState
@@ -43,13 +44,14 @@ def choose(scores: Tensor, rows: Rows, row: Tensor, length: Tensor, wants: Wants
     """
     chosen = sample(scores, rows.params, row, length, rows.tokens, penalised=wants.penalised, truncated=wants.truncated)
     _append[(triton.cdiv(len(row), 128),)](
-        rows.tokens, rows.tokens.stride(0), row, length, chosen, len(row), BLOCK=128, num_warps=4
+        rows.tokens, rows.tokens.stride(0), row, length, chosen, len(row), BLOCK=128, num_warps=4, **OVERLAP
     )
     return chosen
 
 
 @triton.jit(do_not_specialize=["count"])
 def _append(tokens, stride, rows, lengths, chosen, count, BLOCK: tl.constexpr):
+    overlap()
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     row = tl.load(rows + i, mask=i < count, other=0).to(tl.int64)
     length = tl.load(lengths + i, mask=i < count, other=0)

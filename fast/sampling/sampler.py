@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire.fast.device import num_processors
+from quire.fast.device import OVERLAP, num_processors, overlap
 from quire.fast.sampling.penalties import penalise
 from quire.fast.sampling.philox import gumbel, gumbel_bound, philox
 from quire.fast.sampling.state import DeviceSamplerState
@@ -70,9 +70,9 @@ def sample(
     if count:
         _choose[(parts, count)](
             logits, lowest, rows, lengths, state.temperature, state.seed, state.stream, best, token,
-            vocab, logits.stride(0), blocks, TRUNCATED=lowest is not None, BLOCK=BLOCK, num_warps=4,
+            vocab, logits.stride(0), blocks, TRUNCATED=lowest is not None, BLOCK=BLOCK, num_warps=4, **OVERLAP,
         )  # fmt: skip
-        _best_part[(count,)](best, token, chosen, parts, triton.next_power_of_2(parts), num_warps=1)
+        _best_part[(count,)](best, token, chosen, parts, triton.next_power_of_2(parts), num_warps=1, **OVERLAP)
     if edits is not None:
         edits.undo(logits)
     return chosen
@@ -84,6 +84,7 @@ def _choose(
     TRUNCATED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Program (part of the vocabulary, position): the best perturbed score of the part, and whose it is."""
+    overlap()
     part, r = tl.program_id(0), tl.program_id(1)
     row = tl.load(rows + r)
     t = tl.load(temperature + row)
@@ -168,6 +169,7 @@ def _quads(x, BLOCK: tl.constexpr):
 
 @triton.jit
 def _best_part(best, token, chosen, parts, BLOCK: tl.constexpr):
+    overlap()
     r, i = tl.program_id(0), tl.arange(0, BLOCK)
     score = tl.load(best + r * parts + i, mask=i < parts, other=float("-inf"))
     candidate = tl.load(token + r * parts + i, mask=i < parts, other=0)
