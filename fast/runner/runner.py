@@ -99,6 +99,9 @@ class ModelRunner:
         self._graphs = Graphs(on_gpu and not enforce_eager)
         self._ladder = ladder(max_num_seqs)
         self._decode_inputs = torch.zeros(4 * _aligned(max_num_seqs), dtype=torch.int32, device=self.device)
+        # What a decode step chose, until it is fetched. Not in the graphs' pool: there the next forward pass may put its
+        # temporaries, and it does not wait for the fetching.
+        self._chosen = torch.zeros(max_num_seqs, dtype=torch.int64, device=self.device)
         self._offsets = torch.arange(max_num_seqs + 1, dtype=torch.int32, device=self.device)
         self.caches: Caches = []
         self._swap_space: SwapSpace | None = None
@@ -265,7 +268,7 @@ class ModelRunner:
         return [chosen, *rank_tokens(logits[at], chosen[at], int(sampler.logprobs[rows[asked]].max()))]
 
     def _choose(self, hidden: Tensor, row: Tensor, length: Tensor, wants: Wants) -> Tensor:
-        return choose(self.model.logits(hidden), self.rows, row, length, wants)
+        return choose(self.model.logits(hidden), self.rows, row, length, wants, into=self._chosen[: len(row)])
 
     def _pool(self, step: Launched, i: int, s: SeqPlan, tensors: list[Tensor]) -> list[tuple[int, int]]:
         """Take in the hidden states of a row that pools: -> (i, which of ``tensors`` is its embedding) if it is due."""
