@@ -26,8 +26,6 @@ from torch import Tensor
 
 from quire.fast.device import OVERLAP, overlap
 
-OUTPUTS, DEPTH = 2, 1024  # rows of the weight per program, and columns per iteration
-
 
 def embed(ids: Tensor, weight: Tensor) -> Tensor:
     """Rows of the embedding table: ids [T] (int), weight [V, H] -> [T, H]. torch's own gather is at the roofline."""
@@ -45,11 +43,21 @@ def gemv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``linear`` for a single row: x [1, K], weight [N, K] contiguous -> [1, N]."""
     outputs, depth = weight.shape
     out = x.new_empty(1, outputs)
-    _gemv[(triton.cdiv(outputs, OUTPUTS),)](
+    rows, columns, warps = _tile(depth)
+    _gemv[(triton.cdiv(outputs, rows),)](
         x, weight, weight if bias is None else bias, out, depth, outputs,
-        BIAS=bias is not None, OUTPUTS=OUTPUTS, DEPTH=min(DEPTH, triton.next_power_of_2(depth)), num_warps=4, **OVERLAP,
+        BIAS=bias is not None, OUTPUTS=rows, DEPTH=columns, num_warps=warps, **OVERLAP,
     )  # fmt: skip
     return out
+
+
+def _tile(depth: int) -> tuple[int, int, int]:
+    """Rows of the weight per program, columns per iteration, and warps; measured on an H200."""
+    if depth <= 1024:
+        return 4, min(512, triton.next_power_of_2(depth)), 1
+    if 2048 < depth < 4096:
+        return 2, 4096, 8  # one iteration
+    return 4, 2048, 4
 
 
 @triton.jit
