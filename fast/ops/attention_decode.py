@@ -71,26 +71,25 @@ def list_pieces(
         items = torch.empty(3, capacity, dtype=torch.int32, device=device)
         first = torch.empty(sequences + 1, dtype=torch.int32, device=device)
         _list_pieces[(1,)](
-            meta.cu_q, meta.seq_len, items, first, sequences, target, capacity, window or (1 << 30),
-            MAX_QUERIES=max_queries, SHORTEST=fixed or SHORTEST_PIECE, FIXED=fixed is not None,
-            BLOCK=triton.next_power_of_2(sequences + 1), CAPACITY=triton.next_power_of_2(capacity), **OVERLAP,
+            meta.cu_q, meta.seq_len, items, first, sequences, max_queries, target, capacity, window or (1 << 30),
+            SHORTEST=fixed or SHORTEST_PIECE, FIXED=fixed is not None,
+            BLOCK=max(256, triton.next_power_of_2(sequences + 1)), **OVERLAP,
         )  # fmt: skip
         meta.derived[key] = Pieces(items, first)
     return meta.derived[key]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sequences", "max_queries", "target", "capacity"])
 def _list_pieces(
-    cu_q, seq_len, items, first, sequences, target, capacity, window,
-    MAX_QUERIES: tl.constexpr, SHORTEST: tl.constexpr, FIXED: tl.constexpr, BLOCK: tl.constexpr,
-    CAPACITY: tl.constexpr,
+    cu_q, seq_len, items, first, sequences, max_queries, target, capacity, window,
+    SHORTEST: tl.constexpr, FIXED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program, a lane per sequence."""
     overlap()
     s = tl.arange(0, BLOCK)
     queries = tl.load(cu_q + s + 1, mask=s < sequences, other=0) - tl.load(cu_q + s, mask=s < sequences, other=0)
     end = tl.load(seq_len + s, mask=s < sequences, other=0).to(tl.int32)
-    ours = (queries > 0) & (queries <= MAX_QUERIES)
+    ours = (queries > 0) & (queries <= max_queries)
     begin = tl.maximum(end - queries.to(tl.int32) - window + 1, 0)
     base = begin // SHORTEST * SHORTEST
     length = tl.full([BLOCK], SHORTEST, tl.int32)
@@ -103,8 +102,8 @@ def _list_pieces(
     count = tl.where(ours, tl.cdiv(end - base, length), 0)
     upto = tl.cumsum(count, 0)
     tl.store(first + s, upto - count, mask=s <= sequences)
-    i = tl.arange(0, CAPACITY)
-    tl.store(items + i, tl.full([CAPACITY], -1, tl.int32), mask=(i >= tl.sum(count, 0)) & (i < capacity))
+    for unused in range(tl.sum(count, 0), capacity, BLOCK):
+        tl.store(items + unused + s, tl.full([BLOCK], -1, tl.int32), mask=unused + s < capacity)
     for i in range(tl.max(count, 0)):
         item = items + upto - count + i
         start = base + i * length

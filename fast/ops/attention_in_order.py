@@ -52,7 +52,7 @@ def attend_many_in_order(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sequences"])
 def _attend_many_in_order(
     q, k_cache, v_cache, out, cu_q, seq_len, block_table,
     sequences, scale, soft_cap, window, stride_q, stride_table, fewer_handled,

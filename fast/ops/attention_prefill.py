@@ -76,7 +76,7 @@ def _describable(x: Tensor) -> bool:
     return x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sequences"])
 def _attend_many(
     q, k, v, k_cache, v_cache, out, cu_q, seq_len, slot, block_table,
     sequences, scale, soft_cap, window, stride_q, stride_table, fewer_handled,

@@ -97,7 +97,7 @@ def _tile(rows: int, bytes_per_number: int) -> dict[str, int]:
     return {"ROWS": 128, "OUTPUTS": 128, "DEPTH": 64, "num_warps": 8, "num_stages": 4}
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _linear(
     x, weight, bias, out, rows, outputs, depth, stride,
     BIAS: tl.constexpr, MATH: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, DEPTH: tl.constexpr,

@@ -45,7 +45,8 @@ def build_inputs(
     tokens, max_q                   T, and a bound on the tokens of one sequence
     """
     sequences, device, width = len(row), row.device, rows.block_table.shape[1]
-    ids, positions, slot = torch.empty(3, tokens, dtype=torch.int64, device=device)
+    # Kernels are compiled for addresses that are multiples of 16 bytes, and once more for others.
+    ids, positions, slot = torch.empty(3, -(-tokens // 2) * 2, dtype=torch.int64, device=device)[:, :tokens]
     seq_len = torch.empty(sequences, dtype=torch.int32, device=device)
     table = torch.empty(sequences, width, dtype=torch.int32, device=device)
     _build_inputs[(sequences, triton.cdiv(max_q, TILE))](

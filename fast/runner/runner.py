@@ -99,8 +99,8 @@ class ModelRunner:
         self._graphs = Graphs(on_gpu and not enforce_eager)
         self._ladder = ladder(max_num_seqs)
         self._decode_inputs = torch.zeros(4 * _aligned(max_num_seqs), dtype=torch.int32, device=self.device)
-        # What a decode step chose, until it is fetched. Not in the graphs' pool: there the next forward pass may put its
-        # temporaries, and it does not wait for the fetching.
+        # What a decode step chose, until it is fetched. Not in the graphs' pool: there the next forward pass may put
+        # its temporaries, and it does not wait for the fetching.
         self._chosen = torch.zeros(max_num_seqs, dtype=torch.int64, device=self.device)
         self._offsets = torch.arange(max_num_seqs + 1, dtype=torch.int32, device=self.device)
         self.caches: Caches = []

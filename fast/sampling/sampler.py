@@ -61,9 +61,9 @@ def sample(
         logits = logits.float()
     edits = penalise(logits, state, rows, lengths, tokens) if penalised else None
     lowest = thresholds(logits, state, rows) if truncated else None
-    parts = triton.cdiv(PROGRAMS_PER_PROCESSOR * num_processors(logits.device), max(count, 1))
-    parts = min(parts, triton.cdiv(vocab, BLOCK))
-    blocks = triton.cdiv(triton.cdiv(vocab, BLOCK), parts)  # per part
+    most = triton.cdiv(vocab, BLOCK)
+    parts = min(most, triton.cdiv(PROGRAMS_PER_PROCESSOR * num_processors(logits.device), max(count, 1)))
+    blocks = triton.cdiv(most, parts)  # per part
     best = torch.empty(count, parts, dtype=torch.float32, device=logits.device)
     token = torch.empty(count, parts, dtype=torch.int32, device=logits.device)
     chosen = torch.empty(count, dtype=torch.int64, device=logits.device)
@@ -72,13 +72,13 @@ def sample(
             logits, lowest, rows, lengths, state.temperature, state.seed, state.stream, best, token,
             vocab, logits.stride(0), blocks, TRUNCATED=lowest is not None, BLOCK=BLOCK, num_warps=4, **OVERLAP,
         )  # fmt: skip
-        _best_part[(count,)](best, token, chosen, parts, triton.next_power_of_2(parts), num_warps=1, **OVERLAP)
+        _best_part[(count,)](best, token, chosen, parts, triton.next_power_of_2(most), num_warps=1, **OVERLAP)
     if edits is not None:
         edits.undo(logits)
     return chosen
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks"])
 def _choose(
     logits, lowest, rows, lengths, temperature, seed, stream, best_of, token_of, vocab, stride, blocks,
     TRUNCATED: tl.constexpr, BLOCK: tl.constexpr,
@@ -167,7 +167,7 @@ def _quads(x, BLOCK: tl.constexpr):
     return x0, x1, x2, x3
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def _best_part(best, token, chosen, parts, BLOCK: tl.constexpr):
     overlap()
     r, i = tl.program_id(0), tl.arange(0, BLOCK)

@@ -1,0 +1,105 @@
+"""Nothing is compiled while requests wait: kernels do not depend on how many sequences or tokens a step has.
+
+Triton compiles a kernel anew for every combination of constants, dtypes and, unless told otherwise, for integers that
+are 1 or a multiple of 16. So numbers that differ from step to step must be none of these. After one mixed step and one
+decode step of each size for which there is a graph, no step may ask for a kernel that is not there.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
+from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.jit import JITFunction, create_function_from_signature
+
+from quire import SamplingParams
+from quire.fast import ops
+from quire.fast.ops import invariant
+from quire.fast.runner import ModelRunner
+from quire.fast.runner.graphs import ladder
+from quire.reference.models import load_model
+from tests.fast.drawn import COMPILED, DEVICE
+from tests.runner_suite import Bench, new_seq
+from tests.toys import tiny_checkpoint
+
+ROWS = 40
+
+
+@pytest.fixture
+def variants(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[Any]]:
+    """The kernels that were asked for so far, one entry for each that is compiled by itself.
+
+    On a GPU these are the kernels that are compiled. Elsewhere kernels are not even interpreted here: the function with
+    which Triton tells them apart is asked, for an H200.
+    """
+    seen: set[Any] = set()
+    if COMPILED:
+        monkeypatch.setattr(triton.knobs.runtime, "jit_post_compile_hook", lambda key, repr, **_: seen.add((repr, key)))
+        yield seen
+        return
+    binders: dict[Any, Any] = {}
+    backend = make_backend(GPUTarget("cuda", 90, 32))
+
+    def note(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        if kernel not in binders:
+            jit = JITFunction(kernel.fn, do_not_specialize=kernel.kwargs["do_not_specialize"])
+            binders[kernel] = create_function_from_signature(jit.signature, jit.params, backend)
+        _, specialization, options = binders[kernel](*args, **kwargs)
+        seen.add((kernel.fn.__name__, str(specialization), str(options)))
+
+    monkeypatch.setattr(InterpretedFunction, "run", note)
+    yield seen
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    shape = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1}
+    return tiny_checkpoint(tmp_path_factory.mktemp("tiny"), tokenizer=False, **shape)
+
+
+@pytest.mark.parametrize("module", [ops, invariant], ids=["plain", "invariant"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_steps_of_any_size_run_the_same_kernels(module: Any, dtype: str, checkpoint: Path, variants: set[Any]) -> None:
+    names = {name: getattr(module, name) for name in module.__all__}
+    if not COMPILED:  # token ids are what memory holds by chance
+        names["embed"] = lambda ids, weight: weight.new_zeros(len(ids), weight.shape[1])
+    load = partial(load_model, checkpoint, dtype=dtype, ops=SimpleNamespace(**names))
+    bench = Bench(
+        ModelRunner, lambda device: load(device=device), rows=ROWS, num_blocks=2000, max_model_len=256,
+        dtype=getattr(torch, dtype), device=DEVICE,
+    )  # fmt: skip
+    kinds = [SamplingParams(temperature=0), SamplingParams(top_p=0.9), SamplingParams(presence_penalty=0.5)]
+
+    def serve(kind: SamplingParams, prompts: list[int], chunk: int, decodes: list[int]) -> None:
+        """Prompts of these lengths side by side, in chunks; then decode steps of so many sequences."""
+        starts = [new_seq(row, [1] * n, kind) for row, n in enumerate(prompts)]
+        for begin in range(0, max(prompts), chunk):
+            seqs = [
+                (row, begin, min(chunk, n - begin), begin + chunk >= n) if begin < n else (row, bench.known[row] - 1)
+                for row, n in enumerate(prompts)
+            ]
+            bench.step(seqs, starts=starts)
+            starts = []
+        for count in decodes:
+            bench.step([(row, bench.known[row] - 1) for row in range(count)])
+        bench.step(ends=list(range(len(prompts))))
+
+    for kind in kinds:
+        serve(kind, [40] + [1] * (ROWS - 1), 40, ladder(ROWS))
+    ready = set(variants)
+    assert COMPILED or len(ready) > 15  # compiled ones may be there from other tests
+    rng = random.Random(0)
+    for kind in kinds * 3:
+        prompts = [rng.randint(1, 30) for _ in range(rng.randint(1, ROWS))]
+        serve(kind, prompts, rng.choice([2, 5, 11, 16, 30]), [rng.randint(1, len(prompts)) for _ in range(8)])
+    assert sorted(variants - ready) == []
