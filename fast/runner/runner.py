@@ -169,7 +169,7 @@ class ModelRunner:
 
     def _forward_mixed(self, step: Launched, seqs: npt.NDArray[np.int32], longest: int) -> None:
         at = step.cu_q[1:][step.which] - 1
-        sampled = [at, step.rows[step.which], step.end[step.which]]
+        sampled: list[npt.NDArray[np.integer]] = [at, step.rows[step.which], step.end[step.which]]
         row, start, writes, new_block, cu_q, *positions = self._upload.send([*seqs, step.cu_q, *sampled])
         step.at, step.row, step.length = positions
         step.inputs = build_inputs(
