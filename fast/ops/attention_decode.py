@@ -146,7 +146,7 @@ def attend_few(
     if fixed is not None:
         tiles["KEYS"] = KEYS_IN_ORDER
     shape = {"SHARE": share, "DIM": dim, "PADDED": padded, "ROWS": rows}
-    _attend_few[(capacity, kv_heads)](
+    _attend_few[(capacity * kv_heads,)](
         q, k, v, k_cache, v_cache, out, partial, lse,
         meta.cu_q, meta.seq_len, meta.slot, meta.block_table, pieces.items, pieces.first,
         scale, soft_cap or 0.0, window or 0,
@@ -183,13 +183,17 @@ def _attend_few(
     KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr, WINDOWED: tl.constexpr,
     CAPPED: tl.constexpr, WRITE: tl.constexpr, IN_ORDER: tl.constexpr, MATH: tl.constexpr,
 ):  # fmt: skip
-    """Program (piece, K/V head): the piece's keys against all rows of its sequence."""
+    """Program (piece, K/V head): the piece's keys against all rows of its sequence.
+
+    Heads come first in the numbering: a position's K for all heads is one stretch of memory, read at about one time.
+    """
     overlap()
-    item, head = tl.program_id(0), tl.program_id(1)
+    item, head = tl.program_id(0) // KV_HEADS, tl.program_id(0) % KV_HEADS
+    capacity = tl.num_programs(0) // KV_HEADS
     # Loads that wait for each other are what a short piece spends its time on: three deep to the first key.
     s = tl.load(items + item)
-    start = tl.load(items + tl.num_programs(0) + item)
-    stop = tl.load(items + 2 * tl.num_programs(0) + item)
+    start = tl.load(items + capacity + item)
+    stop = tl.load(items + 2 * capacity + item)
     if s < 0:
         return
     query0 = tl.load(cu_q + s).to(tl.int64)
