@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,17 +35,18 @@ class MemoryModel:
     Device work only, which asks nothing of the host, so that it can be launched ahead and captured in a CUDA graph.
     """
 
-    class config:
-        num_layers, num_kv_heads, head_dim, vocab_size = 2, 1, 2, VOCAB
+    def __init__(self, vocab_size=VOCAB):
+        self.config = SimpleNamespace(num_layers=2, num_kv_heads=1, head_dim=2, vocab_size=vocab_size)
 
     def forward(self, ids, positions, caches, meta):
         assert len(meta.slot) == len(ids) == len(positions)
         row = torch.arange(len(ids), device=ids.device)
         s = torch.searchsorted(meta.cu_q.long(), row, right=True) - 1  # the sequence of each row
         right = positions == meta.seq_len[s] - (meta.cu_q[s + 1] - row)
-        p = torch.arange(meta.block_table.shape[1] * BLOCK, device=ids.device)
+        block_size = caches[0][0].shape[1]
+        p = torch.arange(meta.block_table.shape[1] * block_size, device=ids.device)
         seen = p <= positions[:, None]
-        slots = torch.where(seen, meta.block_table[s][:, p // BLOCK].long() * BLOCK + p % BLOCK, 0)
+        slots = torch.where(seen, meta.block_table[s][:, p // block_size].long() * block_size + p % block_size, 0)
         new = torch.stack([ids, positions], 1)[:, None].double()
         hashes = []
         for cache in (cache for pair in caches for cache in pair):
@@ -56,9 +58,9 @@ class MemoryModel:
         return torch.where(right & (torch.stack(hashes) == hashes[0]).all(0), hashes[0], -1)[:, None]
 
     def logits(self, hidden):
-        token = torch.arange(VOCAB, device=hidden.device)
+        token = torch.arange(self.config.vocab_size, device=hidden.device)
         logits = (scramble(hidden, token) >> 30).float() * 2.0**-17  # 0 .. 8, without roundings
-        return torch.where(token != FOREIGN, logits, torch.where(hidden < 0, 1000.0, -1000.0))
+        return torch.where(token < self.config.vocab_size - 1, logits, torch.where(hidden < 0, 1000.0, -1000.0))
 
 
 MASK = 2**50 - 1
