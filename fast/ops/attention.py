@@ -43,17 +43,15 @@ def attention(
     q, k and v may be views into wider rows (a fused projection's output), as long as one token's heads are contiguous.
     """
     q, k, v = rows_contiguous(q), rows_contiguous(k), rows_contiguous(v)
-    sequences, tokens = len(meta.seq_len), len(q)
-    max_q = tokens if meta.max_q is None else meta.max_q
+    max_q = len(q) if meta.max_q is None else meta.max_q
     few = few_queries(q.shape[1] // k.shape[1])
-    exact = max_q == 1 and tokens == sequences  # every row is some sequence's only query: no padding rows
-    out = q.new_empty(q.shape) if exact else q.new_zeros(q.shape)
+    out = q.new_zeros(q.shape) if meta.padded else q.new_empty(q.shape)
     if max_q <= few:
         attend_few(q, k, v, k_cache, v_cache, meta, out, scale, window, soft_cap, max_q=max_q, write=True)
     else:
         write_kv(k, v, k_cache, v_cache, meta.slot)
         attend_many(q, k, v, k_cache, v_cache, meta, out, scale, window, soft_cap, fewer_handled=few)
-        if sequences > 1:
+        if len(meta.seq_len) > 1:
             attend_few(q, k, v, k_cache, v_cache, meta, out, scale, window, soft_cap, max_q=few, write=False)
     return out
 

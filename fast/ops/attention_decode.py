@@ -31,6 +31,7 @@ ROWS = 16  # rows of the query matrix: the least that the matrix units multiply
 # Programs per processor. Many sequences: enough for long ones to find others that even them out. Few: one wave.
 PIECES_PER_PROCESSOR = {"many": 16, "few": 4}
 SHORTEST_PIECE = 64
+COMBINERS = 8  # programs per processor that add up partial results
 KEYS_IN_ORDER = 32  # the tile of keys where orders are fixed: here and in the kernel for many queries
 
 
@@ -46,10 +47,12 @@ class Pieces:
     items   [3, capacity] int32; of each piece the sequence (-1: no such piece), its first position, one after its last.
             A sequence's pieces follow each other; inner boundaries are at multiples of SHORTEST_PIECE.
     first   [S + 1] int32, the first piece of each sequence, and their number
+    cut     [S + 1] int32, how many sequences have several pieces, and which
     """
 
     items: Tensor
     first: Tensor
+    cut: Tensor
 
 
 def list_pieces(
@@ -69,19 +72,19 @@ def list_pieces(
         if fixed is not None:
             capacity = sequences * triton.cdiv(meta.block_table.shape[1] * block_size, fixed)
         items = torch.empty(3, capacity, dtype=torch.int32, device=device)
-        first = torch.empty(sequences + 1, dtype=torch.int32, device=device)
+        first, cut = torch.empty(2, sequences + 1, dtype=torch.int32, device=device)
         _list_pieces[(1,)](
-            meta.cu_q, meta.seq_len, items, first, sequences, max_queries, target, capacity, window or (1 << 30),
+            meta.cu_q, meta.seq_len, items, first, cut, sequences, max_queries, target, capacity, window or (1 << 30),
             SHORTEST=fixed or SHORTEST_PIECE, FIXED=fixed is not None,
             BLOCK=max(256, triton.next_power_of_2(sequences + 1)), **OVERLAP,
         )  # fmt: skip
-        meta.derived[key] = Pieces(items, first)
+        meta.derived[key] = Pieces(items, first, cut)
     return meta.derived[key]
 
 
 @triton.jit(do_not_specialize=["sequences", "max_queries", "target", "capacity"])
 def _list_pieces(
-    cu_q, seq_len, items, first, sequences, max_queries, target, capacity, window,
+    cu_q, seq_len, items, first, cut, sequences, max_queries, target, capacity, window,
     SHORTEST: tl.constexpr, FIXED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program, a lane per sequence."""
@@ -102,6 +105,9 @@ def _list_pieces(
     count = tl.where(ours, tl.cdiv(end - base, length), 0)
     upto = tl.cumsum(count, 0)
     tl.store(first + s, upto - count, mask=s <= sequences)
+    several = (count > 1).to(tl.int32)
+    tl.store(cut, tl.sum(several, 0))
+    tl.store(cut + tl.cumsum(several, 0), s, mask=several > 0)
     for unused in range(tl.sum(count, 0), capacity, BLOCK):
         tl.store(items + unused + s, tl.full([BLOCK], -1, tl.int32), mask=unused + s < capacity)
     for i in range(tl.max(count, 0)):
@@ -155,18 +161,11 @@ def attend_few(
         WINDOWED=window is not None, CAPPED=soft_cap is not None, WRITE=write, IN_ORDER=fixed is not None,
         MATH=math_dtype(q.dtype), **shape, **tiles, **OVERLAP,
     )  # fmt: skip
-    _combine[(sequences, kv_heads, max_q * share)](
-        partial,
-        lse,
-        out,
-        meta.cu_q,
-        pieces.first,
-        kv_heads,
-        **shape,
-        PIECES=32 if fixed is None else 1,
-        num_warps=4,
-        **OVERLAP,
-    )
+    most = sequences * kv_heads * max_q * share
+    _combine[(min(most, COMBINERS * num_processors(q.device)),)](
+        partial, lse, out, meta.cu_q, pieces.first, pieces.cut, kv_heads, max_q * share,
+        **shape, PIECES=32 if fixed is None else 1, num_warps=4, **OVERLAP,
+    )  # fmt: skip
 
 
 def _tiles(bytes_per_number: int, padded: int) -> dict[str, int]:
@@ -245,34 +244,44 @@ def _attend_few(
         tl.store(lse + at_row, m + tl.log2(sums), mask=r < queries * SHARE)  # in units of log 2; -inf: saw nothing
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["most_rows"])
 def _combine(
-    partial, lse, out, cu_q, first, kv_heads,
+    partial, lse, out, cu_q, first, cut, kv_heads, most_rows,
     SHARE: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
-    """Program (sequence, K/V head, row): the weighted mean of the row's partial results, PIECES of them at a time."""
+    """Each program takes some of the (sequence of several pieces, K/V head, row), usually one or none."""
     overlap()
-    s, head, r = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    query = tl.load(cu_q + s).to(tl.int64) + r // SHARE
-    begin, end = tl.load(first + s), tl.load(first + s + 1)
-    if (end - begin > 1) & (query < tl.load(cu_q + s + 1)):
-        d = tl.arange(0, PADDED)
-        m = float("-inf")
-        total = 0.0
-        acc = tl.zeros([PADDED], tl.float32)
-        for i in range(begin, end, PIECES):
-            item = i + tl.arange(0, PIECES)
-            at = (item.to(tl.int64) * kv_heads + head) * ROWS + r
-            x = tl.load(lse + at, mask=item < end, other=float("-inf"))
-            mask = (x > float("-inf"))[:, None] & (d < DIM)[None, :]
-            parts = tl.load(partial + at[:, None] * DIM + d[None, :], mask=mask, other=0.0)
-            top = tl.max(x, 0)
-            base = tl.where(top == float("-inf"), 0.0, top)
-            weight = tl.exp2(x - base)
-            # PIECES of them as one; if that is 1 (fixed orders) these three lines change nothing, bit by bit.
-            part = tl.sum(parts * weight[:, None], 0)
-            m, shrink, grow = merge_weights(m, top)
-            acc = tl.fma(acc, shrink, part * grow)
-            total = tl.fma(total, shrink, tl.sum(weight, 0) * grow)
-        to = (query * kv_heads * SHARE + head * SHARE + r % SHARE) * DIM + d
-        tl.store(out + to, (acc / total).to(out.dtype.element_ty), mask=d < DIM)
+    for task in range(tl.program_id(0), tl.load(cut) * kv_heads * most_rows, tl.num_programs(0)):
+        s, head, r = tl.load(cut + 1 + task // (kv_heads * most_rows)), task // most_rows % kv_heads, task % most_rows
+        query = tl.load(cu_q + s).to(tl.int64) + r // SHARE
+        if query < tl.load(cu_q + s + 1):
+            to = out + (query * kv_heads * SHARE + head * SHARE + r % SHARE) * DIM
+            begin, end = tl.load(first + s), tl.load(first + s + 1)
+            _combine_row(partial, lse, to, begin, end, head, r, kv_heads, DIM, PADDED, ROWS, PIECES)
+
+
+@triton.jit
+def _combine_row(
+    partial, lse, to, begin, end, head, r, kv_heads,
+    DIM: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, PIECES: tl.constexpr,
+):  # fmt: skip
+    """The weighted mean of a row's partial results, PIECES of them at a time."""
+    d = tl.arange(0, PADDED)
+    m = float("-inf")
+    total = 0.0
+    acc = tl.zeros([PADDED], tl.float32)
+    for i in range(begin, end, PIECES):
+        item = i + tl.arange(0, PIECES)
+        at = (item.to(tl.int64) * kv_heads + head) * ROWS + r
+        x = tl.load(lse + at, mask=item < end, other=float("-inf"))
+        mask = (x > float("-inf"))[:, None] & (d < DIM)[None, :]
+        parts = tl.load(partial + at[:, None] * DIM + d[None, :], mask=mask, other=0.0)
+        top = tl.max(x, 0)
+        base = tl.where(top == float("-inf"), 0.0, top)
+        weight = tl.exp2(x - base)
+        # PIECES of them as one; if that is 1 (fixed orders) these three lines change nothing, bit by bit.
+        part = tl.sum(parts * weight[:, None], 0)
+        m, shrink, grow = merge_weights(m, top)
+        acc = tl.fma(acc, shrink, part * grow)
+        total = tl.fma(total, shrink, tl.sum(weight, 0) * grow)
+    tl.store(to + d, (acc / total).to(to.dtype.element_ty), mask=d < DIM)

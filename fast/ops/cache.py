@@ -31,6 +31,7 @@ class AttnMeta:
     slot         [T] int; where each token's K/V goes; -1 = do not write (a sequence's tokens are all -1 or none is)
     max_q        the most query rows that a sequence has, or a bound on it. Kernels are launched from the host, which
                  does not know what is in the tensors above; None: nothing is known.
+    padded       whether there may be rows after the last sequence's; if not, none need to be cleared
     """
 
     cu_q: Tensor
@@ -41,6 +42,7 @@ class AttnMeta:
     # AttnMeta of its own (a captured graph has one, and derives anew at each replay).
     derived: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
     max_q: int | None = None
+    padded: bool = True
 
 
 def attn_meta(
@@ -72,6 +74,7 @@ def attn_meta(
         block_table=torch.tensor(padded, dtype=torch.int32, device=device).view(len(padded), width),
         slot=torch.tensor(slot, dtype=torch.int64, device=device),
         max_q=max(counts, default=0),
+        padded=False,
     )
 
 

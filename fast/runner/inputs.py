@@ -54,7 +54,7 @@ def build_inputs(
         rows.tokens.stride(0), width, BLOCK_SIZE=rows.block_size, TILE=1 if max_q == 1 else TILE, ENTRIES=ENTRIES,
         num_warps=2, **OVERLAP,
     )  # fmt: skip
-    return Inputs(ids, positions, AttnMeta(cu_q, seq_len, table, slot, max_q=max_q))
+    return Inputs(ids, positions, AttnMeta(cu_q, seq_len, table, slot, max_q=max_q, padded=False))
 
 
 @triton.jit

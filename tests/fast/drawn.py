@@ -111,7 +111,7 @@ def lay_out(case: Case) -> Step:
         new.append(content[:, length - n :] if write else torch.full_like(content[:, length - n :], torch.nan))
     counts, lengths, write = ([seq[i] for seq in case.seqs] for i in range(3))
     meta = attn_meta(counts, lengths, tables, size, write=write, device=DEVICE)
-    meta.slot = torch.cat([meta.slot, meta.slot.new_full((case.padding,), -1)])
+    meta.slot, meta.padded = torch.cat([meta.slot, meta.slot.new_full((case.padding,), -1)]), case.padding > 0
     fresh = torch.cat([*new, torch.full_like(new[0][:, :1], torch.nan).expand(-1, case.padding, -1, -1)], dim=1)
     wide = torch.cat([fresh[0].flatten(1), fresh[1].flatten(1), torch.full_like(fresh[0].flatten(1), torch.nan)], dim=1)
     k, v, _ = wide.chunk(3, dim=1)
