@@ -63,13 +63,15 @@ def build_engine(
     *,
     eos_token_ids: tuple[int, ...] = (),
     tokenizer: Callable[[], Any] | None = None,
+    plane: str | None = None,
 ) -> Engine:
     """Load the model in ``path``, size and allocate its KV cache, and put scheduler and runner together.
 
     ``tokenizer`` returns the model's; it is called for the first request with structured outputs. None: it is loaded.
+    ``plane``: "reference" or "fast", unasked whether it can run here: its kernels may be interpreted. None: ``choose``.
     """
     where = device(config)
-    plane = choose(config, where)
+    plane = plane or choose(config, where)
     if config.async_scheduling is None:
         config = replace(config, async_scheduling=plane == "fast")
 

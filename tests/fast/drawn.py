@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from quire.fast.ops import AttnMeta, attn_meta
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 COMPILED = torch.cuda.is_available()
+GRAMMARS = find_spec("llguidance") is not None  # a bare machine with a GPU may have torch and little else
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # Half a unit in the last place of the result and some roundings on the way; the interpreter truncates bfloat16.
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}

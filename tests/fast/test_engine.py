@@ -1,27 +1,36 @@
 """The fast runner under the engine: everything a scheduler does to it leaves every answer as it is.
 
-The model here is the suite's ``MemoryModel``. Its logits are the same numbers on every device and depend on what was
+The model is mostly the suite's ``MemoryModel``. Its logits are the same numbers on every device and depend on what was
 read from the paged cache, so the answers have to be exactly those of the reference runner with the request alone in a
-roomy engine, log-probabilities included. What float rounding does to a real model is ``test_metamorphic.py``'s.
+roomy engine, log-probabilities included. A real model, a tiny one here, agrees up to near-ties (DESIGN §2); the one
+that ships with quire is ``test_metamorphic.py``'s.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from quire import BeamSearchParams, PoolingParams, SamplingParams, StructuredOutputsParams
+from quire.backend import build_engine
 from quire.fast.runner import ModelRunner
+from quire.reference import ops as reference_ops
 from quire.reference.config import EngineConfig
 from quire.reference.control.params import RequestParams
 from quire.reference.control.scheduler import Scheduler
 from quire.reference.engine import Engine, ModelFacts
+from quire.reference.models import load_model
 from quire.reference.runner import ModelRunner as ReferenceRunner
-from tests.fast.drawn import COMPILED, DEVICE
+from tests.fast.drawn import COMPILED, DEVICE, GRAMMARS
+from tests.fast.ties import agreement
+from tests.reference.models.driver import save
 from tests.runner_suite import MemoryModel
 from tests.toys import byte_tokenizer
 
@@ -46,6 +55,9 @@ REQUESTS: dict[str, tuple[list[int], RequestParams]] = {
     "beams": ([6, 5, 4, 3, 2], BeamSearchParams(beam_width=3, max_tokens=6)),
     "embedding": (list(range(20)), PoolingParams(normalize=False)),
 }
+
+if not GRAMMARS:
+    del REQUESTS["grammar"]
 
 
 def engine(make_runner: Callable[..., Any], **settings: Any) -> Engine:
@@ -100,7 +112,7 @@ def test_the_requests_do_what_they_are_there_for(alone: dict[str, Any]) -> None:
     assert reasons["stops soon"] == ["stop", "stop"] and reasons["greedy"] == ["length"]
     assert len({tuple(c["tokens"]) for c in alone["n=3"].values()}) == 3
     assert len(alone["rules"][0]["tokens"]) >= 6
-    assert reasons["grammar"] == ["stop", "stop"] and len(alone["beams"][0]["beams"]) == 3
+    assert reasons.get("grammar") in (["stop", "stop"], None) and len(alone["beams"][0]["beams"]) == 3
     assert not any(VOCAB - 1 in c["tokens"] for one in alone.values() for c in one.values()), "a foreign cell"
 
 
@@ -129,3 +141,42 @@ def test_neighbours_chunks_preemption_and_run_ahead_change_nothing(
         assert stats.num_swapped_out > 0 and stats.num_swapped_in > 0
     if name == "recompute":
         assert stats.prefix_hits > 0
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen3 of one layer with random weights."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "head_dim": 16}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = Qwen3Config(vocab_size=99, max_position_embeddings=MAX_LEN, initializer_range=0.3, **shape, **heads)
+    return save(Qwen3ForCausalLM(config), tmp_path_factory.mktemp("qwen3"))
+
+
+def test_a_model_as_the_backend_builds_it_writes_what_the_reference_writes(checkpoint: Path) -> None:
+    config = EngineConfig(
+        model=str(checkpoint), dtype="float32", device=DEVICE, num_blocks=5, max_num_seqs=8, max_num_batched_tokens=16,
+        max_model_len=MAX_LEN, async_scheduling=True, preemption_mode="swap",
+    )  # fmt: skip
+    names = ["greedy", "the same prompt", "long", "n=3", "beams", "embedding"]
+    engines = [build_engine(config, checkpoint, plane=plane) for plane in ("reference", "fast")]
+    expected, got = (answers(engine, names) for engine in engines)
+    model = load_model(checkpoint, dtype="float32", ops=reference_ops)
+    compared = 0
+    for name in names:
+        prompt, params = REQUESTS[name]
+        for index, one in expected[name].items():
+            other = got[name][index]
+            if isinstance(params, PoolingParams):
+                a, b = (np.frombuffer(x["embedding"], "<f4") for x in (one, other))
+                assert b == pytest.approx(a, abs=1e-5)
+            elif isinstance(params, BeamSearchParams):
+                a, b = ([beam.cumulative_logprob for beam in x["beams"]] for x in (one, other))
+                assert b == pytest.approx(a, abs=1e-3)
+            else:
+                same = agreement(model, params, prompt, index, one["tokens"], other["tokens"], 1e-4)
+                for entry, mine in zip(one["logprobs"][:same], other["logprobs"]):
+                    assert mine.logprobs == pytest.approx(entry.logprobs, abs=1e-4)
+                compared += same
+    assert compared > 0.9 * sum(len(c["tokens"]) for one in expected.values() for c in one.values())
+    assert min(engine.stats().num_preemptions for engine in engines) > 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,14 +85,15 @@ def prompts(roomy) -> dict[str, Any]:
     return chats
 
 
-def engine(**settings: Any) -> LLM:
-    return LLM(
-        "pocket", **{"dtype": "float32", "device": "cpu", "batch_invariant": True, "max_model_len": MAX_LEN} | settings
-    )
+@pytest.fixture(scope="module")
+def engine() -> Callable[..., LLM]:
+    """Makes an engine with the given settings. The fast plane's tests have a fixture of this name as well."""
+    defaults = {"dtype": "float32", "device": "cpu", "batch_invariant": True, "max_model_len": MAX_LEN}
+    return lambda **settings: LLM("pocket", **defaults | settings)
 
 
 @pytest.fixture(scope="module")
-def roomy() -> LLM:
+def roomy(engine) -> LLM:
     return engine(enable_prefix_caching=False, num_blocks=400)
 
 
@@ -171,7 +172,7 @@ ENGINES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_bit_by_bit_the_same(name, alone, prompts):
+def test_bit_by_bit_the_same(engine, name, alone, prompts):
     llm = engine(**ENGINES[name])
     assert answer(llm, prompts, list(WORKLOAD)) == alone
     stats = llm.stats()
@@ -184,7 +185,7 @@ def test_bit_by_bit_the_same(name, alone, prompts):
 
 
 @pytest.mark.parametrize("name", ["neighbours", "blocks of 8", "run-ahead, recompute, chunks"])
-def test_bit_by_bit_the_same_in_another_order_on_a_warm_cache(name, alone, prompts):
+def test_bit_by_bit_the_same_in_another_order_on_a_warm_cache(engine, name, alone, prompts):
     llm = engine(**ENGINES[name])
     llm.generate(list(prompts.values()), SamplingParams(max_tokens=1), use_tqdm=False)
     cold = llm.stats().prefix_hits
@@ -194,7 +195,7 @@ def test_bit_by_bit_the_same_in_another_order_on_a_warm_cache(name, alone, promp
         assert llm.stats().num_preemptions > 0
 
 
-def test_priorities_decide_when_and_not_what(alone, prompts):
+def test_priorities_decide_when_and_not_what(engine, alone, prompts):
     llm = engine(scheduling_policy="priority", max_num_seqs=4, **TIGHT)
     names = list(WORKLOAD)
     priorities = [(7 * i) % 5 - 2 for i in range(len(names))]
@@ -208,7 +209,7 @@ def test_priorities_decide_when_and_not_what(alone, prompts):
     assert_drained(llm)
 
 
-def test_seeds_of_the_engine_depend_on_the_order_of_arrival_only(prompts):
+def test_seeds_of_the_engine_depend_on_the_order_of_arrival_only(engine, prompts):
     name = "sampled, seed from the engine"
     texts = []
     for settings_ in ({}, {"max_num_batched_tokens": 30, "block_size": 8, "async_scheduling": True}):
@@ -221,7 +222,7 @@ def test_seeds_of_the_engine_depend_on_the_order_of_arrival_only(prompts):
 
 @settings(max_examples=5)
 @given(st.data())
-def test_any_mixture_with_aborts_and_bad_requests(alone, prompts, data):
+def test_any_mixture_with_aborts_and_bad_requests(engine, alone, prompts, data):
     """Some requests stream, some are abandoned midway, some are refused: the others do not notice."""
     block_size = data.draw(st.sampled_from([4, 8, 16]))
     llm = engine(
@@ -265,7 +266,7 @@ def changed_to_stream(params: Any) -> Any:
 
 
 @pytest.mark.parametrize("ahead", [False, True])
-def test_a_stream_says_what_generate_says(alone, prompts, ahead):
+def test_a_stream_says_what_generate_says(engine, alone, prompts, ahead):
     llm = engine(async_scheduling=ahead, max_num_batched_tokens=60)
     names = [n for n in WORKLOAD if not {"best", "beams", "beams,", "embedding"} & set(n.split())]
     pieces: dict[tuple[str, int], list[Any]] = {}
@@ -311,7 +312,7 @@ def clear_positions(token_ids: list[int], logprobs: list[dict], params: Sampling
 
 
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-def test_without_invariance_equal_up_to_the_first_near_tie(prompts, params):
+def test_without_invariance_equal_up_to_the_first_near_tie(engine, prompts, params):
     params = changed(params, logprobs=50, prompt_logprobs=None, max_tokens=32, ignore_eos=True)
     names = ["greedy", "greedy, long prompt", "greedy, story", "sampled", "beams"]
     plain = engine(batch_invariant=False, enable_prefix_caching=False, num_blocks=200)
@@ -338,7 +339,7 @@ def hf(roomy):
 
 
 @torch.inference_mode()
-def test_64_greedy_tokens_are_those_of_transformers(roomy, prompts, hf):
+def test_64_greedy_tokens_are_those_of_transformers(engine, roomy, prompts, hf):
     names = ["greedy", "greedy, long prompt", "greedy, story", "sampled", "beams"]
     params = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True, logprobs=2)
     compared = 0
