@@ -79,42 +79,25 @@ def build_engine(
     from quire.reference.engine import Engine, ModelFacts
     from quire.reference.malloc import keep_freed_memory
     from quire.reference.memory import size_kv
-    from quire.reference.models import choose_dtype, load_model
     from quire.reference.trace import Recorder
 
     if where == "cpu":
         keep_freed_memory()
-    model = load_model(
-        path,
-        dtype=config.dtype,
-        device=where,
-        ops=_ops(plane, config),
-        max_model_len=config.max_model_len,
-        load_format=config.load_format,
-    )
-    dtype = choose_dtype(config.dtype, model.config, where)
-    sizes = size_kv(config, model.config, dtype=dtype, device=where)
-    runner = _runner(
-        plane,
-        config,
-        model,
-        max_num_seqs=config.max_num_seqs,
-        max_model_len=model.max_model_len,
-        block_size=config.block_size,
-        device=where,
-        dtype=dtype,
-    )
+    runner = load_runner(config, path, plane, where)
+    sizes = size_kv(config, runner.model.config, dtype=runner.dtype, device=where)
     runner.allocate_kv(sizes.num_blocks, sizes.num_host_blocks)
     scheduler = Scheduler(
         config.scheduler(
-            max_model_len=model.max_model_len, num_blocks=sizes.num_blocks, num_host_blocks=sizes.num_host_blocks
+            max_model_len=runner.model.max_model_len,
+            num_blocks=sizes.num_blocks,
+            num_host_blocks=sizes.num_host_blocks,
         )
     )
     facts = ModelFacts(
         name=config.model,
-        vocab_size=model.config.vocab_size,
-        max_model_len=model.max_model_len,
-        embedding_size=model.config.embed_size,
+        vocab_size=runner.model.config.vocab_size,
+        max_model_len=runner.model.max_model_len,
+        embedding_size=runner.model.config.embed_size,
         eos_token_ids=eos_token_ids,
     )
     recorder = None
@@ -127,8 +110,44 @@ def build_engine(
             redact=config.trace_redact,
             about=about,
         )
+    verified = None
+    if config.verify:
+        from quire.verify import Reports, VerifiedRunner
+
+        reports = Reports(config, plane, where)
+        runner = verified = VerifiedRunner(runner, share=config.verify, on_divergence=reports)
     return Engine(
-        config, facts, scheduler, runner, tokenizer=tokenizer or partial(_tokenizer, config), recorder=recorder
+        config,
+        facts,
+        scheduler,
+        runner,
+        tokenizer=tokenizer or partial(_tokenizer, config),
+        recorder=recorder,
+        verified=verified,
+    )
+
+
+def load_runner(config: EngineConfig, path: Path, plane: str, device: str) -> Any:
+    """The data plane's runner with the model in ``path``; its KV cache is still to be allocated."""
+    from quire.reference.models import choose_dtype, load_model
+
+    model = load_model(
+        path,
+        dtype=config.dtype,
+        device=device,
+        ops=_ops(plane, config),
+        max_model_len=config.max_model_len,
+        load_format=config.load_format,
+    )
+    return _runner(
+        plane,
+        config,
+        model,
+        max_num_seqs=config.max_num_seqs,
+        max_model_len=model.max_model_len,
+        block_size=config.block_size,
+        device=device,
+        dtype=choose_dtype(config.dtype, model.config, device),
     )
 
 

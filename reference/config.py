@@ -58,6 +58,8 @@ class EngineConfig:
     generation_config       "auto": default sampling parameters from the checkpoint; "none": quire's own
     trace                   folder to record every step to (JSONL and Chrome trace); None = no recording
     trace_redact            leave token ids out of the trace
+    verify                  share of the steps, 0 to 1, that the reference computes once more and compares
+    verify_dir              folder for steps that it found to differ: files to replay, which hold tokens of requests
     """
 
     model: str = "pocket"
@@ -87,6 +89,8 @@ class EngineConfig:
     generation_config: GenerationConfig = "auto"
     trace: str | None = None
     trace_redact: bool = False
+    verify: float = 0.0
+    verify_dir: str = "quire-verify"
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -111,11 +115,11 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigError(name, value, "not a positive integer", "Give an integer of at least 1")
-        for name in ("model", "tokenizer", "device", "revision", "trace"):
+        for name in ("model", "tokenizer", "device", "revision", "trace", "verify_dir"):
             value = getattr(self, name)
             if isinstance(value, PathLike):
                 object.__setattr__(self, name, fspath(value))
-            elif not isinstance(value, str) and not (value is None and name not in ("model", "device")):
+            elif not isinstance(value, str) and not (value is None and name in ("tokenizer", "revision", "trace")):
                 raise ConfigError(name, value, "not a text", "Give a string")
         for field in fields(self):
             value = getattr(self, field.name)
@@ -135,6 +139,10 @@ class EngineConfig:
             )
         if self.swap_space < 0:
             raise ConfigError("swap_space", self.swap_space, "negative", "Give GiB of host memory, or 0 for none")
+        if not 0 <= self.verify <= 1:
+            raise ConfigError(
+                "verify", self.verify, "outside [0, 1]", "Give the share of the steps to verify, such as 0.01, or 0"
+            )
         if self.num_blocks is not None and self.kv_cache_memory_bytes is not None:
             raise ConfigError(
                 "num_blocks", self.num_blocks, f"kv_cache_memory_bytes={self.kv_cache_memory_bytes} is given too",

@@ -40,6 +40,13 @@ class Runner(Protocol):
     def sample(self, masks: Any = None) -> Pending: ...
 
 
+class Verified(Protocol):
+    """What shadow verification has counted: steps verified, and how many of them diverged."""
+
+    steps: int
+    divergences: int
+
+
 class EngineError(RuntimeError):
     """A step failed. ``__cause__`` is the failure itself; the message repeats it. The engine cannot go on."""
 
@@ -68,7 +75,8 @@ class _InFlight:
 class Engine:
     """Admit requests, run steps, report events. Not thread-safe: one thread at a time calls it.
 
-    ``tokenizer`` is asked for at the first request with structured outputs; without it there are none.
+    ``tokenizer`` is asked for at the first request with structured outputs; without it there are none. ``verified`` is
+    the runner itself if it verifies its steps.
     """
 
     def __init__(
@@ -80,12 +88,14 @@ class Engine:
         *,
         tokenizer: Callable[[], Any] | None = None,
         recorder: Recorder | None = None,
+        verified: Verified | None = None,
     ) -> None:
         self.config = config
         self.model = model
         self.scheduler = scheduler
         self.runner = runner
         self.recorder = recorder
+        self.verified = verified
         self._structured = StructuredOutputs(tokenizer, model.vocab_size, model.eos_token_ids)
         self._depth = 2 if config.async_scheduling else 1
         self._in_flight: deque[_InFlight] = deque()
@@ -218,6 +228,8 @@ class Engine:
         stats.num_waiting += len(self._structured.waiting)
         stats.steps_by_tokens = list(self._steps_by_tokens)
         stats.tokens_planned = self._tokens_planned
+        if self.verified is not None:
+            stats.steps_verified, stats.steps_diverged = self.verified.steps, self.verified.divergences
         return stats
 
     def reset_prefix_cache(self) -> None:

@@ -44,6 +44,15 @@ class Done:
 
 
 @dataclass
+class Inputs:
+    """What the model's forward pass takes: token ids and positions [T], and where they stand in the cache."""
+
+    ids: Tensor
+    positions: Tensor
+    meta: AttnMeta
+
+
+@dataclass
 class Launched:
     """A forward pass that has not been sampled yet: plan.seqs as arrays [S], query offsets [S+1], hidden [T, H]."""
 
@@ -52,7 +61,8 @@ class Launched:
     start: Ints
     end: Ints
     cu_q: Ints
-    hidden: Tensor | None
+    inputs: Inputs | None = None
+    hidden: Tensor | None = None
 
 
 class ModelRunner:
@@ -116,7 +126,7 @@ class ModelRunner:
         self._apply(plan)
         if not plan.seqs:
             empty = np.zeros(0, np.int64)
-            self._launched = Launched(plan, empty, empty, empty, np.zeros(1, np.int64), None)
+            self._launched = Launched(plan, empty, empty, empty, np.zeros(1, np.int64))
             return
         rows, start, n = np.array([(s.row, s.start, s.n) for s in plan.seqs], np.int64).T
         end = start + n
@@ -141,9 +151,14 @@ class ModelRunner:
             block_table=self._tensor(self.block_table[rows, : -(-longest // self.block_size)]),
             slot=self._tensor(slot),
         )
-        ids = self._tensor(self.tokens[row, position].astype(np.int64))
-        hidden = self.model.forward(ids, self._tensor(position), self.caches, meta)
-        self._launched = Launched(plan, rows, start, end, cu_q, hidden)
+        inputs = Inputs(self._tensor(self.tokens[row, position].astype(np.int64)), self._tensor(position), meta)
+        hidden = self.model.forward(inputs.ids, inputs.positions, self.caches, meta)
+        self._launched = Launched(plan, rows, start, end, cu_q, inputs, hidden)
+
+    @property
+    def launched(self) -> Launched | None:
+        """The step between its ``forward`` and its ``sample``, for whoever checks on it (shadow verification)."""
+        return self._launched
 
     def _tensor(self, array: Ints) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)

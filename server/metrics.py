@@ -187,6 +187,8 @@ class EngineCollector:
             "kv_blocks_copied": (stats.num_copies, "Blocks copied on write"),
             "kv_blocks_swapped_out": (stats.num_swapped_out, "Blocks moved to host memory"),
             "kv_blocks_swapped_in": (stats.num_swapped_in, "Blocks moved back from host memory"),
+            "verify_steps": (stats.steps_verified, "Steps that the reference computed once more"),
+            "verify_divergences": (stats.steps_diverged, "Of these, found to differ"),
         }
         for name, (value, text) in counters.items():
             counter = CounterMetricFamily(f"quire:{name}", text, labels=("model_name",))

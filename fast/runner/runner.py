@@ -33,7 +33,7 @@ from quire.fast.runner.swap import Caches, SwapSpace
 from quire.fast.runner.upload import Upload
 from quire.reference.control.plan import SeqPlan, StepPlan, StepResult, Swap
 from quire.reference.models import Model
-from quire.reference.sampling import as_logprobs, rank_tokens
+from quire.reference.sampling import SamplerState, as_logprobs, rank_tokens
 from quire.reference.sampling.logprobs import Ranked
 
 Ints = npt.NDArray[np.int64]
@@ -123,6 +123,21 @@ class ModelRunner:
         self._swap_space = SwapSpace(self.caches, num_host_blocks) if num_host_blocks else None
         if self._stream is not None:
             torch.cuda.synchronize(self.device)
+
+    # What shadow verification looks at, by the names that the reference's runner has.
+
+    @property
+    def launched(self) -> Launched | None:
+        """The step between its ``forward`` and its ``sample``. A later step may reuse its tensors."""
+        return self._launched
+
+    @property
+    def sampler(self) -> SamplerState:
+        return self.rows.sampler
+
+    @property
+    def tokens(self) -> Tensor:
+        return self.rows.tokens
 
     # ------------------------------------------------------------------------------------------------ forward
 

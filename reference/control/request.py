@@ -95,3 +95,5 @@ class SchedulerStats:
     block_size: int = 0
     steps_by_tokens: list[int] = field(default_factory=list)  # entry i: steps of up to 2**i tokens, but over 2**(i-1)
     tokens_planned: int = 0  # by all these steps
+    steps_verified: int = 0  # computed once more by the reference
+    steps_diverged: int = 0  # of these, found to differ

@@ -2,7 +2,7 @@
 
 A model has
 
-    config, max_model_len
+    config, max_model_len, ops
     forward(ids [T], positions [T], caches, meta) -> hidden [T, embed_size], after the final norm
     logits(hidden [R, embed_size]) -> [R, vocab_size], in the dtype of its weights
     places() -> checkpoint name to the tensor (or part of one) that takes its values
@@ -46,6 +46,7 @@ class Model(Protocol):
 
     config: ModelConfig
     max_model_len: int
+    ops: Any
 
     def places(self) -> dict[str, Tensor]: ...
     def forward(

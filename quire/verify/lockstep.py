@@ -1,0 +1,97 @@
+"""Ops that run in lockstep: each call is answered by the plane under test, and repeated by the reference beside it.
+
+A model that is handed a ``Lockstep`` in place of its ops computes what it always computes, because the plane's own
+results are what it goes on with. The reference only ever sees inputs that the plane itself has made.
+
+Attention is special: it writes. The step's K/V is in the cache already, put there by the pass that is being checked.
+It is set aside, the plane's op writes and reads once more, its writing is looked at, the reference does the same, and
+then what was there comes back, bit by bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from quire.reference import ops as reference
+from quire.reference.ops import AttnMeta
+from quire.verify.compare import REPEATED, TOLERANCE, Check, row_errors
+
+Ints = npt.NDArray[np.int64]
+
+
+class Lockstep:
+    """The names of an ops module. ``checks`` fills with one comparison per result, in the order of the calls.
+
+    own     the ops under test
+    names   address of a weight -> its name in the checkpoint, to say where in the model an op is
+    rows    which of the step's tokens the first rows of every result are; rows behind these are padding
+    meta    the step's metadata for the reference's attention; None: there will be none
+    """
+
+    def __init__(self, own: Any, names: Mapping[int, str], rows: Ints, meta: AttnMeta | None = None) -> None:
+        self.checks: list[Check] = []
+        self._own, self._names, self._rows, self._meta = own, names, rows, meta
+        self._calls, self._last = 0, "the beginning"
+
+    def __getattr__(self, name: str) -> Any:
+        return partial(self._run, name, getattr(self._own, name), getattr(reference, name))
+
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, meta: Any, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Both planes' ``attention``, with what they write compared and taken back."""
+        assert self._meta is not None
+        what = self._name("attention", (q, k, v))
+        slot = self._meta.slot[: len(self._rows)]
+        writes = torch.nonzero(slot >= 0)[:, 0]
+        rows = self._rows[writes.cpu().numpy()]
+        cells = self._meta.slot.clamp(min=0)  # where a row does not write, the null block stands in
+        caches = [cache.flatten(0, 1) for cache in (k_cache, v_cache)]
+        before = [cache.index_select(0, cells) for cache in caches]
+        try:
+            got = self._own.attention(q, k, v, k_cache, v_cache, meta, *args, **kwargs)
+            for letter, cache, kept, new in zip("KV", caches, before, (k, v)):
+                expected = new.index_select(0, writes).to(cache.dtype)
+                written = cache.index_select(0, slot.index_select(0, writes))
+                self._compare(f"{what}, {letter} in its slots", written, expected, rows)
+                kept = kept.index_select(0, writes)
+                self._compare(f"{what}, {letter} of the first pass", kept, expected, rows, factor=REPEATED)
+            expected = reference.attention(q, k, v, k_cache, v_cache, self._meta, *args, **kwargs)
+        finally:
+            for cache, kept in zip(caches, before):
+                cache.index_copy_(0, cells, kept)
+        self._compare(what, got, expected, self._rows, (q, k, v))
+        return got
+
+    def _run(self, name: str, own: Any, definition: Any, *args: Any, **kwargs: Any) -> Any:
+        inputs = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+        what = self._name(name, inputs)
+        got, expected = own(*args, **kwargs), definition(*args, **kwargs)
+        if isinstance(expected, tuple):
+            for i, pair in enumerate(zip(got, expected)):
+                self._compare(f"{what}, result {i + 1} of {len(expected)}", *pair, self._rows, inputs)
+        else:
+            self._compare(what, got, expected, self._rows, inputs)
+        return got
+
+    def _name(self, op: str, inputs: Any) -> str:
+        """ "linear, call 4 (layers.0.mlp.gate_proj.weight)": an op without weights is told by those before it."""
+        weight = next((self._names[x.data_ptr()] for x in inputs if x.data_ptr() in self._names), None)
+        place, self._last = (f"after {self._last}", self._last) if weight is None else (weight, weight)
+        self._calls += 1
+        return f"{op}, call {self._calls} ({place})"
+
+    def _compare(
+        self, what: str, got: Tensor, expected: Tensor, rows: Ints, inputs: Any = (), *, factor: int = 1
+    ) -> None:
+        shapes = " ".join(str(list(x.shape)) for x in inputs)
+        shapes = f"{shapes} -> {list(got.shape)} {got.dtype}".strip().replace("torch.", "")
+        errors = row_errors(got[: len(rows)], expected[: len(rows)])
+        self.checks.append(Check(what, shapes, factor * TOLERANCE[expected.dtype], errors, rows))

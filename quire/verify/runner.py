@@ -1,0 +1,219 @@
+"""A runner around a data plane's runner, which checks a share of the steps with the reference.
+
+The plane itself runs as ever: the same launches, the same graphs, the same tokens. Of a step that is to be verified the
+launched tensors are kept until its tokens are there, then everything is looked at in the order in which it happened:
+inputs, ops, hidden states, logits, choice. Such a step is slow, and with run-ahead the next one waits for it; the
+others cost nothing but the bookkeeping of block tables.
+
+Which steps are verified is a hash of the step's number, so that a run's steps are the same ones each time, and no
+pattern in the traffic hides from them.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from quire.reference.control.philox import derive_seed
+from quire.reference.control.plan import NewSeq, Pending, StepPlan, StepResult
+from quire.reference.models import Model
+from quire.reference.ops import AttnMeta
+from quire.reference.sampling import SamplerState
+from quire.reference.trace import BlockTables
+from quire.verify.choice import wrong_choices
+from quire.verify.compare import REPEATED, TOLERANCE, Check, Difference, differences, row_errors
+from quire.verify.inputs import wrong_inputs
+from quire.verify.lockstep import Lockstep
+
+logger = logging.getLogger("quire.verify")
+
+SCORES = 1 << 22  # logits of a step that are looked at: the reference draws their noise on the host, 0.1 µs each
+
+
+class Runner(Protocol):
+    """What both data planes' runners show. ``launched`` is the step between its ``forward`` and its ``sample``."""
+
+    model: Model
+    block_size: int
+    caches: list[tuple[Tensor, Tensor]]
+
+    @property
+    def launched(self) -> Any: ...
+    @property
+    def sampler(self) -> SamplerState: ...
+    @property
+    def tokens(self) -> Any: ...
+    def forward(self, plan: StepPlan) -> None: ...
+    def sample(self, masks: Any = None) -> Pending: ...
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A verified step that differs, with what is needed to run it again.
+
+    runner        the plane's, as the step left it
+    differences   in the order in which they came up; the first one names the culprit
+    tables        row -> its blocks
+    started       row -> how its sequence began (of a fork: as if it had been a request of its own)
+    hidden        the hidden states of the step's tokens, as the plane computed them [T, H]
+    """
+
+    runner: Runner
+    plan: StepPlan
+    masks: Mapping[int, Any]
+    differences: list[Difference]
+    tables: dict[int, list[int]]
+    started: dict[int, NewSeq]
+    hidden: Tensor
+
+    def sequence_of(self, difference: Difference) -> int:
+        """The index in ``plan.seqs`` of the sequence in which a difference is greatest."""
+        ends = np.cumsum([s.n for s in self.plan.seqs])
+        return int(np.searchsorted(ends, difference.row, side="right"))
+
+
+def chosen(step: int, share: float) -> bool:
+    """Whether step number ``step`` belongs to the share."""
+    return derive_seed(0, step) < share * 2**64
+
+
+class VerifiedRunner:
+    """The runner that the engine drives in place of ``runner``, whose KV cache is allocated.
+
+    share           of the steps that are verified, 0 to 1
+    on_divergence   is told of each verified step that differs
+
+    ``steps`` and ``divergences`` count both.
+    """
+
+    def __init__(self, runner: Runner, *, share: float, on_divergence: Callable[[Divergence], None]) -> None:
+        self.runner, self.share = runner, share
+        self.steps = self.divergences = 0
+        self._on_divergence = on_divergence
+        self._tables = BlockTables(runner.block_size)
+        self._started: dict[int, NewSeq] = {}
+        self._launched: Any = None
+        # Reversed: of the names that begin at one address (q, k and v are one matrix) the first one stays.
+        places = reversed(list(runner.model.places().items()))
+        self._names = {tensor.data_ptr(): name for name, tensor in places}
+
+    def forward(self, plan: StepPlan) -> None:
+        self._follow(plan)
+        self.runner.forward(plan)
+        self._launched = self.runner.launched if plan.seqs and chosen(plan.step, self.share) else None
+
+    def sample(self, masks: Mapping[int, Any] | None = None) -> Pending:
+        pending = self.runner.sample(masks)
+        launched, self._launched = self._launched, None
+        if launched is not None:
+            result = pending.wait()
+            self._synchronize()  # the plane works on a stream of its own
+            try:
+                self._verify(launched, result, masks or {})
+            except torch.OutOfMemoryError as error:
+                step, reason = launched.plan.step, str(error).partition(".")[0]
+                logger.warning("step %d could not be verified, there is not enough memory: %s", step, reason)
+            finally:
+                self._synchronize()  # and may overwrite everything from here on
+        return pending
+
+    def _follow(self, plan: StepPlan) -> None:
+        """What later steps must know of this one, verified or not."""
+        self._tables.apply(plan)
+        for row in plan.ends:
+            self._started.pop(row, None)
+        for new in plan.starts:
+            self._started[new.row] = new
+        for fork in plan.forks:
+            parent = self._started[fork.parent_row]
+            self._started[fork.row] = replace(
+                parent, row=fork.row, seq_id=fork.seq_id, stream=fork.stream, params=fork.params
+            )
+
+    @torch.inference_mode()
+    def _verify(self, step: Any, result: StepResult, masks: Mapping[int, Any]) -> None:
+        runner, plan = self.runner, step.plan
+        found = wrong_inputs(plan, self._tables.rows, runner.block_size, step.inputs, runner.tokens)
+        if not found:  # else the ops might look for keys outside the cache
+            at = self._looked_at(plan)
+            found = differences(self._forward_checks(step) + self._logits_checks(step, at))
+            found += self._wrong_choices(step, at, result, masks)
+        self.steps += 1
+        if found:
+            self.divergences += 1
+            hidden = step.hidden[: plan.num_tokens]
+            tables, started = self._tables.rows, self._started
+            self._on_divergence(Divergence(runner, plan, masks, found, tables, started, hidden))
+
+    def _forward_checks(self, step: Any) -> list[Check]:
+        """The step's forward pass in lockstep, and its outcome against the one that was launched."""
+        inputs, rows = step.inputs, np.arange(step.plan.num_tokens)
+        meta = inputs.meta
+        lockstep = Lockstep(
+            self.runner.model.ops, self._names, rows, AttnMeta(meta.cu_q, meta.seq_len, meta.block_table, meta.slot)
+        )
+        own_meta = replace(meta, derived={})
+        hidden = self._twin(lockstep).forward(inputs.ids, inputs.positions, self.runner.caches, own_meta)
+        errors = row_errors(step.hidden[: len(rows)], hidden[: len(rows)])
+        shapes = f"{list(step.hidden.shape)}: the plane's ops agree with the reference when they are run once more"
+        return [*lockstep.checks, Check("hidden states", shapes, REPEATED * TOLERANCE[hidden.dtype], errors, rows)]
+
+    def _looked_at(self, plan: StepPlan) -> list[int]:
+        """The plan.seqs whose logits and choices are looked at: all that sample, or some of them in turn."""
+        which = [i for i, s in enumerate(plan.seqs) if s.samples]
+        most = max(1, SCORES // self.runner.model.config.vocab_size)
+        if len(which) <= most:
+            return which
+        first = plan.step * most % len(which)
+        return sorted((which + which)[first : first + most])
+
+    def _logits_checks(self, step: Any, which: list[int]) -> list[Check]:
+        lockstep = Lockstep(self.runner.model.ops, self._names, self._positions(step, which))
+        if which:
+            self._twin(lockstep).logits(self._hidden(step, which))
+        return [replace(check, what=f"logits: {check.what}") for check in lockstep.checks]
+
+    def _wrong_choices(
+        self, step: Any, which: list[int], result: StepResult, masks: Mapping[int, Any]
+    ) -> list[Difference]:
+        if not which:
+            return []
+        rows, lengths = step.rows[which], step.end[which]
+        logits = self.runner.model.logits(self._hidden(step, which))
+        tokens = torch.as_tensor(self.runner.tokens)
+        kept = tokens[torch.from_numpy(rows).to(tokens.device), : int(lengths.max()) + 1].cpu().numpy()
+        history = np.zeros((int(rows.max()) + 1, kept.shape[1]), kept.dtype)
+        history[rows] = kept
+        got = np.array([result.tokens[i][0] for i in which])
+        by_position = {k: masks[i] for k, i in enumerate(which) if i in masks}
+        wrong = wrong_choices(logits, got, self.runner.sampler, rows, lengths, history, by_position)
+        at = self._positions(step, which)
+        problem = "the token's score is {:.2g} behind the best, allowed {:.2g}"
+        found = [Difference("sample", problem.format(*wrong[i]), int(at[i])) for i in sorted(wrong)]
+        lost = np.flatnonzero(history[rows, lengths] != got)
+        return found + [Difference("sample", "the chosen token is not in its row", int(at[i])) for i in lost]
+
+    def _twin(self, lockstep: Lockstep) -> Any:
+        """The model, weights and all, with other ops."""
+        twin: Any = copy.copy(self.runner.model)
+        twin.ops = lockstep
+        return twin
+
+    def _hidden(self, step: Any, which: list[int]) -> Tensor:
+        return step.hidden[torch.from_numpy(self._positions(step, which)).to(step.hidden.device)]
+
+    def _positions(self, step: Any, which: list[int]) -> npt.NDArray[np.int64]:
+        """The last token of each of these sequences, counted in the step."""
+        return np.asarray(step.cu_q[1:][which] - 1, np.int64)
+
+    def _synchronize(self) -> None:
+        if self.runner.caches[0][0].is_cuda:
+            torch.cuda.synchronize(self.runner.caches[0][0].device)

@@ -1,0 +1,66 @@
+"""Shadow verification of the fast plane: its runner and its kernels against the reference, step by step.
+
+The embedded model's shape is too much for Triton's interpreter; a tiny model and a few steps are not.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from quire import LLM, PoolingParams, SamplingParams, backend
+from quire.fast.runner import runner as runner_module
+from quire.verify.replay import read, replay
+from tests.fast.drawn import COMPILED, DEVICE
+from tests.toys import tiny_checkpoint
+
+BEGINNING = [5, 6, 7, 8] * 5
+REQUESTS: list[tuple[list[int], SamplingParams]] = [
+    ([*BEGINNING, 7], SamplingParams(temperature=0, max_tokens=3, logprobs=1)),
+    ([*BEGINNING, 8], SamplingParams(temperature=0.9, top_p=0.9, top_k=40, max_tokens=3, seed=7, n=2)),
+    ([9, 10], SamplingParams(max_tokens=4, presence_penalty=0.7, seed=3, ignore_eos=True, min_tokens=2)),
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("tiny"), num_hidden_layers=1)
+
+
+def work(checkpoint: Path, folder: Path, monkeypatch, **settings) -> LLM:
+    """An engine on the fast plane that has verified each of its steps."""
+    monkeypatch.setattr(backend, "choose", lambda config, device: "fast")  # also where its kernels are interpreted
+    llm = LLM(
+        str(checkpoint), device=DEVICE, dtype="float32", block_size=16, num_blocks=40, max_model_len=64,
+        max_num_seqs=5, max_num_batched_tokens=32, verify=1, verify_dir=str(folder), **settings,
+    )  # fmt: skip
+    prompts = [{"prompt_token_ids": ids} for ids, _ in REQUESTS]
+    llm.generate(prompts, [params for _, params in REQUESTS], use_tqdm=False)
+    llm.embed(prompts[:1], PoolingParams(), use_tqdm=False)
+    return llm
+
+
+@pytest.mark.parametrize("settings", [{}, {"batch_invariant": True}], ids=["", "batch_invariant"])
+def test_every_step_agrees_with_the_reference(checkpoint, tmp_path, monkeypatch, settings) -> None:
+    llm = work(checkpoint, tmp_path, monkeypatch, **settings)
+    stats = llm.stats()
+    assert stats.steps_verified == sum(stats.steps_by_tokens) >= 5 and stats.steps_diverged == 0
+    assert stats.num_copies > 0
+
+
+def test_a_sampler_that_is_off_is_found_and_replayed(checkpoint, tmp_path, monkeypatch) -> None:
+    right = runner_module.choose
+
+    def next_token(scores, *args, **kwargs):
+        return right(scores.roll(1, 1), *args, **kwargs)
+
+    monkeypatch.setattr(runner_module, "choose", next_token)
+    llm = work(checkpoint, tmp_path, monkeypatch)
+    assert llm.stats().steps_diverged > 0
+    recording = read(min(tmp_path.iterdir()))
+    assert {d["what"] for d in recording.about["differences"]} == {"sample"}
+    runs = replay(recording)
+    assert len(runs) == (3 if COMPILED else 1)  # kernel by kernel, captured, replayed
+    for run in runs:
+        assert [d.what for d in run.differences] == ["sample"] * len(recording.about["differences"])

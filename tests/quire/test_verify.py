@@ -1,0 +1,387 @@
+"""Shadow verification: a healthy plane verifies every step and notices nothing; a planted bug is found and named.
+
+The plane under test is the batch-invariant one: its ops module can be broken without touching the reference's. Every
+bug is found by an engine at work, and once more from the file that was written, by a runner that knows nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import quire.reference.runner as runner_module
+from quire import LLM, BeamSearchParams, ConfigError, EngineConfig, SamplingParams, StructuredOutputsParams
+from quire.reference.ops import AttnMeta, invariant
+from quire.reference.sampling import SamplerState, sample
+from quire.verify import report
+from quire.verify.__main__ import main
+from quire.verify.choice import wrong_choices
+from quire.verify.compare import TOLERANCE, row_errors
+from quire.verify.replay import read, replay
+from quire.verify.runner import chosen
+from tests.toys import tiny_checkpoint
+
+ENGINE = {"block_size": 4, "num_blocks": 120, "max_model_len": 128, "max_num_batched_tokens": 40, "max_num_seqs": 12}
+TIGHT = {"num_blocks": 34, "max_num_batched_tokens": 24}
+BEGINNING = list(range(20, 45))  # of several prompts
+CHOICE = StructuredOutputsParams(choice=["one two", "three"])
+REQUESTS: list[tuple[list[int], SamplingParams]] = [
+    ([*BEGINNING, 7], SamplingParams(temperature=0, max_tokens=12, logprobs=2, prompt_logprobs=1)),
+    ([*BEGINNING, 8], SamplingParams(temperature=0.9, top_p=0.9, top_k=40, max_tokens=12, seed=7, n=3)),
+    ([9, 10, 11], SamplingParams(temperature=1.2, min_p=0.02, max_tokens=30, ignore_eos=True, logprobs=0)),
+    ([*BEGINNING, 5], SamplingParams(max_tokens=20, presence_penalty=0.7, frequency_penalty=0.4, seed=2**64 - 1)),
+    ([12] * 9, SamplingParams(max_tokens=20, repetition_penalty=1.3, min_tokens=6, logit_bias={17: 3.0, 40: -9.0})),
+    ([13, 14], SamplingParams(max_tokens=9, bad_words_token_ids=[[15], [16, 17]], allowed_token_ids=range(10, 60))),
+    ([15, 16], SamplingParams(max_tokens=9, structured_outputs=CHOICE, n=2, seed=1)),
+]
+
+
+def engine(checkpoint: Path, folder: Path, **settings: Any) -> LLM:
+    return LLM(str(checkpoint), **{"batch_invariant": True, "verify_dir": str(folder)} | ENGINE | settings)
+
+
+def work(llm: LLM) -> Any:
+    """Everything that can be in a step: chunks, shared beginnings, forks, beams, embeddings, penalties, grammars."""
+    prompts = [{"prompt_token_ids": ids} for ids, _ in REQUESTS]
+    texts = llm.generate(prompts, [params for _, params in REQUESTS], use_tqdm=False)
+    again = llm.generate(prompts[:4], [params for _, params in REQUESTS[:4]], use_tqdm=False)
+    beams = llm.beam_search(prompts[:2], BeamSearchParams(beam_width=3, max_tokens=5))
+    embeddings = llm.embed(prompts[:3], use_tqdm=False)
+    completions = [(c.token_ids, c.logprobs, c.finish_reason) for o in texts + again for c in o.outputs]
+    found = [(s.tokens, s.cum_logprob) for o in beams for s in o.sequences]
+    return completions, found, [o.outputs.embedding for o in embeddings]
+
+
+# ------------------------------------------------------------------------------------------- a plane without a fault
+
+
+@pytest.mark.parametrize("settings", [{}, TIGHT, TIGHT | {"async_scheduling": True}], ids=["", "tight", "run-ahead"])
+def test_a_healthy_engine_verifies_each_step_and_answers_the_same_bit_by_bit(checkpoint, tmp_path, settings) -> None:
+    expected = work(engine(checkpoint, tmp_path, **settings))
+    llm = engine(checkpoint, tmp_path, verify=1, **settings)
+    assert work(llm) == expected
+    stats = llm.stats()
+    assert stats.steps_verified == sum(stats.steps_by_tokens) and stats.steps_diverged == 0
+    assert stats.prefix_hits and stats.num_copies and (stats.num_preemptions or not settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_share_of_the_steps_costs_only_these(checkpoint, tmp_path) -> None:
+    llm = engine(checkpoint, tmp_path, verify=0.3)
+    work(llm)
+    stats = llm.stats()
+    assert stats.steps_verified == sum(chosen(step, 0.3) for step in range(sum(stats.steps_by_tokens)))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
+def test_the_share_is_kept_and_the_steps_are_always_the_same(share) -> None:
+    steps = [step for step in range(20_000) if chosen(step, share)]
+    assert len(steps) == pytest.approx(20_000 * share, rel=0.25)
+    assert steps == [step for step in range(20_000) if chosen(step, share)]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_rounding_to_16_bits_is_no_difference(checkpoint, tmp_path, dtype) -> None:
+    llm = engine(checkpoint, tmp_path, verify=1, dtype=dtype)
+    work(llm)
+    assert llm.stats().steps_verified > 20 and llm.stats().steps_diverged == 0
+
+
+# ------------------------------------------------------------------------------------------------------ planted bugs
+
+
+class OffInTheLastLayer:
+    """Of the four of a forward pass the third is off by a percent."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, x, residual, weight, eps):
+        self.calls += 1
+        normed, residual = intact.add_rms_norm(x, residual, weight, eps)
+        return normed * (1.01 if self.calls % 4 == 3 else 1.0), residual
+
+
+def without_the_last_block(q, k, v, k_cache, v_cache, meta, **kwargs):
+    """Correct for sequences of one block, else the keys of the last one are left out (all but the query's own)."""
+    longest = (meta.seq_len - 1) // 4 * 4
+    out = intact.attention(q, k, v, k_cache, v_cache, meta, **kwargs)
+    decodes = (meta.cu_q.diff() == 1) & (longest > 0)
+    if not decodes.any():
+        return out
+    short = AttnMeta(meta.cu_q, torch.where(decodes, longest, meta.seq_len), meta.block_table, meta.slot * 0 - 1)
+    return intact.attention(q, k, v, k_cache, v_cache, short, **kwargs)
+
+
+def into_the_next_slot(q, k, v, k_cache, v_cache, meta, **kwargs):
+    last = k_cache.shape[0] * k_cache.shape[1] - 1
+    moved = torch.where(meta.slot >= 0, (meta.slot + 1).clamp(max=last), meta.slot)
+    return intact.attention(
+        q, k, v, k_cache, v_cache, AttnMeta(meta.cu_q, meta.seq_len, meta.block_table, moved), **kwargs
+    )
+
+
+def one_number_wrong(x, weight, bias=None):
+    out = intact.linear(x, weight, bias)
+    if len(weight) == 384:  # logits
+        out[0, 383] += 1
+    return out
+
+
+def leaves_out_a_number(x):
+    out = intact.silu_and_mul(x)
+    return torch.where(torch.arange(out.shape[1]) == out.shape[1] - 1, torch.nan, out)
+
+
+intact = SimpleNamespace(**vars(invariant))  # as they are, whatever a test does to the module
+
+BUGS: dict[str, tuple[str, Any, str]] = {  # an op, what takes its place, and where it is to be found
+    "norm": ("add_rms_norm", OffInTheLastLayer(), "call 16 (layers.1.post_attention_layernorm.weight), result 1 of 2"),
+    "context": ("attention", without_the_last_block, "call 5 (after layers.0.self_attn.q_proj.weight)"),
+    "slots": ("attention", into_the_next_slot, "call 5 (after layers.0.self_attn.q_proj.weight), K in its slots"),
+    "logits": ("linear", one_number_wrong, "call 1 (lm_head.weight)"),
+    "nan": ("silu_and_mul", leaves_out_a_number, "call 9 (after layers.0.mlp.gate_proj.weight)"),
+}
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_bug_in_an_op_is_found_named_and_replayed(checkpoint, tmp_path, monkeypatch, caplog, bug) -> None:
+    op, broken, where = BUGS[bug]
+    monkeypatch.setattr(invariant, op, broken)
+    llm = engine(checkpoint, tmp_path, verify=1)
+    llm.generate([{"prompt_token_ids": ids} for ids, _ in REQUESTS[:3]], REQUESTS[2][1], use_tqdm=False)
+    assert llm.stats().steps_diverged > 0
+    files = sorted(tmp_path.iterdir())
+    first = read(files[0])
+    name = f"{'logits: ' * (bug == 'logits')}{op}, {where}"
+    assert first.about["differences"][0]["what"] == name
+    assert name in caplog.messages[0] and str(files[0]) in caplog.messages[0]
+    del llm
+    (run,) = replay(first)
+    assert [d.what for d in run.differences] == [d["what"] for d in first.about["differences"]]
+    assert run.off == 0 or bug == "nan"
+
+
+def test_a_bug_is_gone_from_the_replay_when_it_is_mended(checkpoint, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(invariant, "add_rms_norm", OffInTheLastLayer())
+    work(engine(checkpoint, tmp_path, verify=1))
+    files = [str(path) for path in sorted(tmp_path.iterdir())]
+    assert main([files[0]]) == 1
+    assert "run 1 of 1: 1 differences; the hidden states are those recorded" in capsys.readouterr().out
+    monkeypatch.setattr(invariant, "add_rms_norm", intact.add_rms_norm)
+    assert main([files[0]]) == 0
+    assert "not reproduced" in capsys.readouterr().out
+
+
+def second_best(logits, state, rows, lengths, tokens, masks=None):
+    best = sample(logits, state, rows, lengths, tokens, masks)
+    return sample(logits.scatter(1, best[:, None], -torch.inf), state, rows, lengths, tokens, masks)
+
+
+def test_a_sampler_that_takes_the_second_best_is_found(checkpoint, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(runner_module, "sample", second_best)
+    llm = engine(checkpoint, tmp_path, verify=1)
+    work(llm)
+    assert llm.stats().steps_diverged > 0
+    for file in sorted(tmp_path.iterdir()):
+        recording = read(file)
+        assert {d["what"] for d in recording.about["differences"]} == {"sample"}
+        (run,) = replay(recording)
+        assert [d.problem for d in run.differences] == [d["problem"] for d in recording.about["differences"]]
+
+
+def test_a_runner_that_mixes_up_its_slots_is_found(checkpoint, tmp_path, monkeypatch) -> None:
+    """Both planes would write there, so no comparison of ops can tell."""
+    monkeypatch.setattr(runner_module, "AttnMeta", lambda **f: AttnMeta(**f | {"slot": f["slot"].roll(1)}))
+    llm = engine(checkpoint, tmp_path, verify=1)
+    llm.generate([{"prompt_token_ids": BEGINNING}], SamplingParams(max_tokens=3), use_tqdm=False)
+    recording = read(min(tmp_path.iterdir()))
+    assert recording.about["differences"][0]["what"] == "inputs, slot"
+    assert replay(recording)[0].differences[0].what == "inputs, slot"
+
+
+class OnlyTheFirstTime:
+    """An op that is wrong in the pass that was launched and right when it is repeated, as a graph may be."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, ids, weight):
+        self.calls += 1
+        return intact.embed(ids, weight) + self.calls % 2
+
+
+def test_a_pass_that_its_own_ops_do_not_repeat_is_found_and_left_as_it_was(checkpoint, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(invariant, "embed", OnlyTheFirstTime())
+    llm = engine(checkpoint, tmp_path, verify=1)
+    verified = llm.engine.runner
+    caches, seen = [c for pair in verified.runner.caches for c in pair], []
+    for cache in caches:
+        cache.zero_()
+    inner = verified.runner.sample
+
+    def note_caches(masks=None):
+        seen.append([cache.clone() for cache in caches])
+        return inner(masks)
+
+    monkeypatch.setattr(verified.runner, "sample", note_caches)
+    llm.generate([{"prompt_token_ids": BEGINNING}], SamplingParams(max_tokens=1), use_tqdm=False)
+    assert all(torch.equal(cache, before) for cache, before in zip(caches, seen[-1]))
+    recording = read(min(tmp_path.iterdir()))
+    found = [d["what"] for d in recording.about["differences"]]
+    assert found[0] == "attention, call 5 (after layers.0.self_attn.q_proj.weight), K of the first pass"
+    assert found[-1] == "hidden states"
+    monkeypatch.setattr(invariant, "embed", OnlyTheFirstTime())
+    assert [d.what for d in replay(recording)[0].differences] == found
+
+
+# ----------------------------------------------------------------------------------------------- reports and replays
+
+
+def test_there_are_only_so_many_files_and_each_divergence_is_logged(checkpoint, tmp_path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(report, "FILES", 2)
+    monkeypatch.setattr(invariant, "add_rms_norm", OffInTheLastLayer())
+    llm = engine(checkpoint, tmp_path, verify=1)
+    work(llm)
+    lines = [record for record in caplog.records if record.name == "quire.verify"]
+    assert len(lines) == llm.stats().steps_diverged == llm.stats().steps_verified > 10
+    assert all(line.levelno == logging.ERROR for line in lines)
+    assert len(list(tmp_path.iterdir())) == 2 and "has 2 files of this engine" in lines[2].getMessage()
+
+
+def test_of_a_large_step_the_sequence_at_fault_is_kept(checkpoint, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(report, "KV_BYTES", 1)
+    monkeypatch.setattr(invariant, "attention", without_the_last_block)
+    prompts = [{"prompt_token_ids": [3]}, {"prompt_token_ids": BEGINNING}]
+    engine(checkpoint, tmp_path, verify=1).generate(prompts, SamplingParams(max_tokens=2), use_tqdm=False)
+    recording = read(min(tmp_path.iterdir()))
+    (new,) = recording.plan.starts
+    assert recording.about["sequences"] == 2 and new.token_ids[:-1] == BEGINNING
+    assert replay(recording)[0].differences[0].what == recording.about["differences"][0]["what"]
+
+
+@pytest.mark.parametrize("content", ["", "{}", "x" * 100])
+def test_a_file_that_is_none_of_ours_is_refused(tmp_path, capsys, content) -> None:
+    path = tmp_path / "step.safetensors"
+    assert main([str(path)]) == 2 and "FILE=" in capsys.readouterr().err
+    path.write_text(content)
+    assert main([str(path)]) == 2 and "Give a file of verify_dir" in capsys.readouterr().err
+
+
+def test_a_model_that_has_moved_is_found_where_it_is_said_to_be(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(invariant, "add_rms_norm", OffInTheLastLayer())
+    old = tiny_checkpoint(tmp_path / "old")
+    engine(old, tmp_path / "found", verify=1).generate("one", SamplingParams(max_tokens=1), use_tqdm=False)
+    new, file = old.rename(tmp_path / "new"), str(min((tmp_path / "found").iterdir()))
+    assert main([file]) == 2 and str(old) in capsys.readouterr().err
+    assert main([file, "--model", str(new)]) == 1
+
+
+def test_without_memory_a_step_is_not_verified_and_goes_on(checkpoint, tmp_path, monkeypatch, caplog) -> None:
+    expected = work(engine(checkpoint, tmp_path))
+    llm = engine(checkpoint, tmp_path, verify=1)
+
+    def no_room(got, expected):
+        raise torch.OutOfMemoryError("tried to allocate 2 GiB. More words.")
+
+    monkeypatch.setattr("quire.verify.lockstep.row_errors", no_room)
+    assert work(llm) == expected
+    assert llm.stats().steps_verified == 0
+    assert caplog.messages[0] == "step 0 could not be verified, there is not enough memory: tried to allocate 2 GiB"
+
+
+@pytest.mark.parametrize("value", [-0.01, 1.01, 2, "0.1", None, True, float("nan")])
+def test_a_share_that_is_none_is_refused(value) -> None:
+    with pytest.raises(ConfigError, match="verify=") as caught:
+        EngineConfig(verify=value)
+    assert caught.value.field == "verify" and caught.value.remedy.startswith("Give ")
+
+
+def test_a_folder_that_cannot_be_made_is_refused_at_the_start(checkpoint, tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="verify_dir="):
+        engine(checkpoint, tmp_path / "file" / "folder", verify=0.5)
+    with pytest.raises(ConfigError, match="verify_dir=None"):
+        EngineConfig(verify_dir=None)
+
+
+# -------------------------------------------------------------------------------------------------- what is compared
+
+
+@given(st.integers(0, 999), st.integers(1, 3000), st.sampled_from(list(TOLERANCE)), st.integers(-6, 6))
+def test_one_wrong_number_in_a_row_shows_and_rounding_does_not(seed, width, dtype, exponent) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    exact = torch.randn(3, width, generator=rng, dtype=torch.float64) * 10.0**exponent
+    if dtype == torch.float16:
+        exact = exact.clamp(-6e4, 6e4)
+    expected = exact.to(dtype)
+    rounded = (exact * (1 + torch.finfo(dtype).eps * torch.randn(exact.shape, generator=rng).clamp(-1, 1))).to(dtype)
+    if exact.abs().min() > 1e-3:  # else numbers of float16 have fewer bits
+        assert row_errors(rounded, expected).max() <= TOLERANCE[dtype]
+    wrong = expected.clone()
+    at = seed % width
+    size = expected[1].float().square().mean().sqrt()
+    wrong[1, at] = wrong[1, at].float() + 0.2 * (size + expected[1, at].float().abs())
+    assert (row_errors(wrong, expected) > TOLERANCE[dtype]).tolist() == [False, True, False]
+
+
+def test_what_is_not_finite_is_wrong_unless_it_is_meant() -> None:
+    nan, inf = torch.nan, torch.inf
+    expected = torch.tensor([[1.0, inf], [1.0, nan], [1.0, 2.0], [inf, 2.0], [0.0, 0.0], [0.0, 0.0]])
+    got = torch.tensor([[1.0, inf], [1.0, nan], [1.0, nan], [1e38, 2.0], [0.0, 0.0], [0.0, 1e-30]])
+    assert row_errors(got, expected).tolist() == [0, 0, inf, inf, 0, inf]
+    assert row_errors(got[:, :1], expected).tolist() == [inf] * 6
+
+
+params = st.builds(
+    SamplingParams,
+    temperature=st.sampled_from([0.0, 0.3, 1.0, 1.7]),
+    top_k=st.sampled_from([-1, 1, 2, 20]),
+    top_p=st.sampled_from([1.0, 0.9, 0.3]),
+    min_p=st.sampled_from([0.0, 0.05]),
+    presence_penalty=st.sampled_from([0.0, 0.5]),
+)
+
+
+@given(params, st.integers(0, 10_000), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_a_near_tie_may_fall_either_way_and_nothing_else(params, seed, dtype) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    vocab = 60
+    logits = (3 * torch.randn(1, vocab, generator=rng)).to(dtype)
+    state = SamplerState(2, vocab)
+    state.start(1, params, prompt_len=2, seed=seed, stream=0, stop_ids=())
+    rows, lengths, tokens = np.array([1]), np.array([5]), np.full((2, 8), 3)
+
+    def verdict(token: int) -> bool:
+        return not wrong_choices(logits, np.array([token]), state, rows, lengths, tokens, {})
+
+    def choice(of: torch.Tensor) -> int:
+        return int(sample(of, state, rows, lengths, tokens))
+
+    assert verdict(choice(logits.float()))
+    slightly = logits.float() + torch.finfo(dtype).eps * torch.randn(1, vocab, generator=rng).clamp(-1, 1)
+    assert verdict(choice(slightly))
+    if dtype == torch.float32 or params.top_p == 1:  # else rounding moves much probability over the border
+        help_ = 2.0 * torch.eye(vocab)
+        lost = [token for token in range(0, vocab, 5) if choice(logits.float() + help_[token]) != token]
+        assert lost and not any(verdict(token) for token in lost)
+    assert not verdict(-1) and not verdict(vocab)
+
+
+def test_the_header_of_a_file_can_be_read_by_anybody(checkpoint, tmp_path, monkeypatch) -> None:
+    """Eight bytes of length, then JSON: no quire is needed to look at it."""
+    monkeypatch.setattr(invariant, "add_rms_norm", OffInTheLastLayer())
+    work(engine(checkpoint, tmp_path, verify=1))
+    data = min(tmp_path.iterdir()).read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    about = json.loads(header["__metadata__"]["quire"])
+    assert about["plane"] == "reference" and about["config"]["batch_invariant"] and about["versions"]["torch"]
