@@ -2,7 +2,7 @@
 
 A copy from ordinary memory would make the host wait until the GPU has done everything before it; that wait is what
 running ahead avoids. The buffers take turns, and before one is written again its last copy must be over, which it is
-unless the host is SLOTS steps ahead.
+unless the host is several steps ahead.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-SLOTS = 4
+SLOTS = 16  # a step sends up to eight times
 ALIGNED = 4  # int32 numbers: every array starts at a multiple of 16 bytes, for which kernels are compiled
 
 
