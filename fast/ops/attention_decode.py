@@ -72,7 +72,8 @@ def list_pieces(
         if fixed is not None:
             capacity = sequences * triton.cdiv(meta.block_table.shape[1] * block_size, fixed)
         items = torch.empty(3, capacity, dtype=torch.int32, device=device)
-        first, cut = torch.empty(2, sequences + 1, dtype=torch.int32, device=device)
+        # Both begin at multiples of 16 bytes: for other addresses kernels are compiled once more.
+        first, cut = torch.empty(2, triton.cdiv(sequences + 1, 4) * 4, dtype=torch.int32, device=device)
         _list_pieces[(1,)](
             meta.cu_q, meta.seq_len, items, first, cut, sequences, max_queries, target, capacity, window or (1 << 30),
             SHORTEST=fixed or SHORTEST_PIECE, FIXED=fixed is not None,
