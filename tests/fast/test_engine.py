@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from quire import BeamSearchParams, PoolingParams, SamplingParams, StructuredOutputsParams
@@ -56,14 +59,15 @@ REQUESTS: dict[str, tuple[list[int], RequestParams]] = {
     "embedding": (list(range(20)), PoolingParams(normalize=False)),
 }
 
+SLOW = ("penalties", "truncated")  # to interpret
 if not GRAMMARS:
     del REQUESTS["grammar"]
 
 
-def engine(make_runner: Callable[..., Any], **settings: Any) -> Engine:
+def engine(make_runner: Callable[..., Any], **changes: Any) -> Engine:
     """An engine around a runner, with small blocks that are full of NaN."""
     defaults = {"block_size": 4, "num_blocks": 200, "max_num_seqs": 24, "max_model_len": MAX_LEN}
-    config = EngineConfig(**defaults | settings)
+    config = EngineConfig(**defaults | changes)
     num_host_blocks = 40 if config.preemption_mode == "swap" else 0
     runner = make_runner(
         MemoryModel(VOCAB), max_num_seqs=config.max_num_seqs, max_model_len=MAX_LEN, block_size=config.block_size,
@@ -83,12 +87,20 @@ def engine(make_runner: Callable[..., Any], **settings: Any) -> Engine:
     return Engine(config, facts, scheduler, runner, tokenizer=byte_tokenizer)
 
 
-def answers(engine: Engine, names: list[str]) -> dict[str, Any]:
-    """What each request is given: tokens and log-probabilities of each completion, and why it ended."""
-    for name in names:
+def answers(engine: Engine, names: list[str], aborted: dict[str, int] | None = None) -> dict[str, Any]:
+    """What each request is given: tokens and log-probabilities of each completion, and why it ended.
+
+    ``aborted``: further requests, and after how many steps each is given up.
+    """
+    aborted = aborted or {}
+    for name in [*aborted, *names]:
         engine.add_request(*REQUESTS[name], request_id=name)
-    got: dict[str, Any] = {name: {} for name in names}
-    while engine.has_unfinished():
+    got: dict[str, Any] = {name: {} for name in [*aborted, *names]}
+    for step in count():
+        if not engine.has_unfinished():
+            break
+        for name in [name for name, last in aborted.items() if last == step]:
+            engine.abort_request(name)
         for event in engine.step():
             one = got[event.request_id].setdefault(event.index, {"tokens": [], "logprobs": []})
             one["tokens"] += event.token_ids
@@ -98,7 +110,7 @@ def answers(engine: Engine, names: list[str]) -> dict[str, Any]:
                     one[field] = getattr(event, field)
     stats = engine.stats()
     assert (stats.num_running, stats.num_waiting, stats.blocks_used, stats.host_blocks_used) == (0, 0, 0, 0)
-    return got
+    return {name: got[name] for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +143,7 @@ def test_neighbours_chunks_preemption_and_run_ahead_change_nothing(
     name: str, graphs: bool, alone: dict[str, Any]
 ) -> None:
     own = engine(partial(ModelRunner, enforce_eager=not graphs), **ENGINES[name])
-    slow = () if COMPILED or name == "recompute" else ("penalties", "truncated")  # to interpret
-    names = [n for n in REQUESTS if n not in slow]
+    names = [n for n in REQUESTS if COMPILED or name == "recompute" or n not in SLOW]
     assert answers(own, names[::-1] if "swap" in name else names) == {n: alone[n] for n in names}
     stats = own.stats()
     if "num_blocks" in ENGINES[name]:
@@ -141,6 +152,26 @@ def test_neighbours_chunks_preemption_and_run_ahead_change_nothing(
         assert stats.num_swapped_out > 0 and stats.num_swapped_in > 0
     if name == "recompute":
         assert stats.prefix_hits > 0
+
+
+@settings(max_examples=60 if COMPILED else 4)
+@given(data=st.data())
+def test_any_mixture_with_aborts(alone: dict[str, Any], data: st.DataObject) -> None:
+    block_size = data.draw(st.sampled_from([4, 8, 16]))
+    own = engine(
+        ModelRunner,
+        block_size=block_size,
+        num_blocks=MAX_LEN // block_size + 1 + data.draw(st.sampled_from([0, 3, 60])),
+        max_num_batched_tokens=data.draw(st.integers(5, 90)),
+        max_num_seqs=data.draw(st.integers(4, 12)),
+        enable_prefix_caching=data.draw(st.booleans()),
+        async_scheduling=data.draw(st.booleans()),
+        preemption_mode=data.draw(st.sampled_from(["recompute", "swap"])),
+    )
+    names = data.draw(st.permutations([n for n in REQUESTS if COMPILED or n not in SLOW]))
+    aborted = {name: data.draw(st.integers(0, 12)) for name in names[:3]}
+    rest = names[3:8]
+    assert answers(own, rest, aborted) == {name: alone[name] for name in rest}
 
 
 @pytest.fixture(scope="module")
