@@ -45,13 +45,16 @@ class Pieces:
     """The work list. A *piece* is a sequence and a stretch of its positions.
 
     items   [3, capacity] int32; of each piece the sequence (-1: no such piece), its first position, one after its last.
-            A sequence's pieces follow each other; inner boundaries are at multiples of SHORTEST_PIECE.
-    first   [S + 1] int32, the first piece of each sequence, and their number
+            A sequence's pieces are equally long and follow each other; inner boundaries are at multiples of
+            SHORTEST_PIECE. Long ones come first: what still runs when all else is done should be short.
+    first   [S] int32, the first piece of each sequence
+    count   [S] int32, how many it has
     cut     [S + 1] int32, how many sequences have several pieces, and which
     """
 
     items: Tensor
     first: Tensor
+    count: Tensor
     cut: Tensor
 
 
@@ -73,19 +76,19 @@ def list_pieces(
             capacity = sequences * triton.cdiv(meta.block_table.shape[1] * block_size, fixed)
         items = torch.empty(3, capacity, dtype=torch.int32, device=device)
         # Both begin at multiples of 16 bytes: for other addresses kernels are compiled once more.
-        first, cut = torch.empty(2, triton.cdiv(sequences + 1, 4) * 4, dtype=torch.int32, device=device)
+        first, count, cut = torch.empty(3, triton.cdiv(sequences + 1, 4) * 4, dtype=torch.int32, device=device)
         _list_pieces[(1,)](
-            meta.cu_q, meta.seq_len, items, first, cut, sequences, max_queries, target, capacity, window or (1 << 30),
-            SHORTEST=fixed or SHORTEST_PIECE, FIXED=fixed is not None,
+            meta.cu_q, meta.seq_len, items, first, count, cut, sequences, max_queries, target, capacity,
+            window or (1 << 30), SHORTEST=fixed or SHORTEST_PIECE, FIXED=fixed is not None,
             BLOCK=max(256, triton.next_power_of_2(sequences + 1)), **OVERLAP,
         )  # fmt: skip
-        meta.derived[key] = Pieces(items, first, cut)
+        meta.derived[key] = Pieces(items, first, count, cut)
     return meta.derived[key]
 
 
 @triton.jit(do_not_specialize=["sequences", "max_queries", "target", "capacity"])
 def _list_pieces(
-    cu_q, seq_len, items, first, cut, sequences, max_queries, target, capacity, window,
+    cu_q, seq_len, items, first, counts, cut, sequences, max_queries, target, capacity, window,
     SHORTEST: tl.constexpr, FIXED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program, a lane per sequence."""
@@ -97,6 +100,7 @@ def _list_pieces(
     begin = tl.maximum(end - queries.to(tl.int32) - window + 1, 0)
     base = begin // SHORTEST * SHORTEST
     length = tl.full([BLOCK], SHORTEST, tl.int32)
+    common = SHORTEST
     if not FIXED:
         # A sequence becomes the number of equal pieces that comes closest to the common length: no small remainders.
         total = tl.sum(tl.where(ours, end - base, 0), 0)
@@ -104,15 +108,23 @@ def _list_pieces(
         parts = tl.maximum((end - base + common // 2) // common, 1)
         length = tl.maximum(tl.cdiv(tl.cdiv(end - base, parts), SHORTEST), 1) * SHORTEST
     count = tl.where(ours, tl.cdiv(end - base, length), 0)
-    upto = tl.cumsum(count, 0)
-    tl.store(first + s, upto - count, mask=s <= sequences)
+    tl.store(counts + s, count, mask=s < sequences)
     several = (count > 1).to(tl.int32)
     tl.store(cut, tl.sum(several, 0))
     tl.store(cut + tl.cumsum(several, 0), s, mask=several > 0)
-    for unused in range(tl.sum(count, 0), capacity, BLOCK):
+
+    # In order of length, sorted into four classes.
+    begins = tl.zeros([BLOCK], tl.int32)
+    listed = 0
+    for longer in tl.static_range(3, -1, -1):
+        members = tl.where(tl.minimum(2 * length // common, 3) == longer, count, 0)
+        begins += tl.where(members > 0, listed + tl.cumsum(members, 0) - members, 0)
+        listed += tl.sum(members, 0)
+    tl.store(first + s, begins, mask=s < sequences)
+    for unused in range(listed, capacity, BLOCK):
         tl.store(items + unused + s, tl.full([BLOCK], -1, tl.int32), mask=unused + s < capacity)
     for i in range(tl.max(count, 0)):
-        item = items + upto - count + i
+        item = items + begins + i
         start = base + i * length
         tl.store(item, s, mask=i < count)
         tl.store(item + capacity, tl.maximum(start, begin), mask=i < count)
@@ -155,7 +167,7 @@ def attend_few(
     shape = {"SHARE": share, "DIM": dim, "PADDED": padded, "ROWS": rows}
     _attend_few[(capacity * kv_heads,)](
         q, k, v, k_cache, v_cache, out, partial, lse,
-        meta.cu_q, meta.seq_len, meta.slot, meta.block_table, pieces.items, pieces.first,
+        meta.cu_q, meta.seq_len, meta.slot, meta.block_table, pieces.items, pieces.count,
         scale, soft_cap or 0.0, window or 0,
         q.stride(0), k.stride(0), v.stride(0), meta.block_table.stride(0),
         KV_HEADS=kv_heads, BLOCK_SIZE=block_size,
@@ -164,7 +176,7 @@ def attend_few(
     )  # fmt: skip
     most = sequences * kv_heads * max_q * share
     _combine[(min(most, COMBINERS * num_processors(q.device)),)](
-        partial, lse, out, meta.cu_q, pieces.first, pieces.cut, kv_heads, max_q * share,
+        partial, lse, out, meta.cu_q, pieces.first, pieces.count, pieces.cut, kv_heads, max_q * share,
         **shape, PIECES=32 if fixed is None else 1, num_warps=4, **OVERLAP,
     )  # fmt: skip
 
@@ -177,7 +189,7 @@ def _tiles(bytes_per_number: int, padded: int) -> dict[str, int]:
 @triton.jit
 def _attend_few(
     q, k, v, k_cache, v_cache, out, partial, lse,
-    cu_q, seq_len, slot, block_table, items, first,
+    cu_q, seq_len, slot, block_table, items, counts,
     scale, soft_cap, window, stride_q, stride_k, stride_v, stride_table,
     SHARE: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
     KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr, WINDOWED: tl.constexpr,
@@ -236,7 +248,7 @@ def _attend_few(
         m, sums, acc = softmax_step(scores, factor, values, m, sums, acc, MASKED=True, IN_ORDER=IN_ORDER)
 
     result = acc / tl.where(sums == 0, 1.0, sums)[:, None]
-    if tl.load(first + s + 1) - tl.load(first + s) == 1:
+    if tl.load(counts + s) == 1:
         to = ((query0 + r // SHARE)[:, None] * KV_HEADS * SHARE + (head * SHARE + r % SHARE)[:, None]) * DIM
         tl.store(out + to + d[None, :], result.to(out.dtype.element_ty), mask=real)
     else:
@@ -247,7 +259,7 @@ def _attend_few(
 
 @triton.jit(do_not_specialize=["most_rows"])
 def _combine(
-    partial, lse, out, cu_q, first, cut, kv_heads, most_rows,
+    partial, lse, out, cu_q, first, counts, cut, kv_heads, most_rows,
     SHARE: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
     """Each program takes some of the (sequence of several pieces, K/V head, row), usually one or none."""
@@ -257,8 +269,10 @@ def _combine(
         query = tl.load(cu_q + s).to(tl.int64) + r // SHARE
         if query < tl.load(cu_q + s + 1):
             to = out + (query * kv_heads * SHARE + head * SHARE + r % SHARE) * DIM
-            begin, end = tl.load(first + s), tl.load(first + s + 1)
-            _combine_row(partial, lse, to, begin, end, head, r, kv_heads, DIM, PADDED, ROWS, PIECES)
+            begin = tl.load(first + s)
+            _combine_row(
+                partial, lse, to, begin, begin + tl.load(counts + s), head, r, kv_heads, DIM, PADDED, ROWS, PIECES
+            )
 
 
 @triton.jit
