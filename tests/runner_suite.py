@@ -30,13 +30,16 @@ HOST_BLOCKS = 20
 
 
 class MemoryModel:
-    """Two layers of cache, one head of two numbers: (token, position). hidden [T, 1] int64 is a hash of the prefix.
+    """Two layers of cache, one head of three numbers: (token, position, which forward pass wrote them).
+
+    hidden [T, 1] int64 is a hash of the prefix.
 
     Device work only, which asks nothing of the host, so that it can be launched ahead and captured in a CUDA graph.
     """
 
     def __init__(self, vocab_size=VOCAB):
-        self.config = SimpleNamespace(num_layers=2, num_kv_heads=1, head_dim=2, vocab_size=vocab_size)
+        self.config = SimpleNamespace(num_layers=2, num_kv_heads=1, head_dim=3, vocab_size=vocab_size)
+        self.passes = None  # forward passes so far, on the device
 
     def forward(self, ids, positions, caches, meta):
         assert len(meta.slot) == len(ids) == len(positions)
@@ -47,12 +50,15 @@ class MemoryModel:
         p = torch.arange(meta.block_table.shape[1] * block_size, device=ids.device)
         seen = p <= positions[:, None]
         slots = torch.where(seen, meta.block_table[s][:, p // block_size].long() * block_size + p % block_size, 0)
-        new = torch.stack([ids, positions], 1)[:, None].double()
+        if self.passes is None:
+            self.passes = torch.zeros_like(ids[:1])
+        self.passes += 1
+        new = torch.stack([ids, positions, self.passes.expand(len(ids))], 1)[:, None].double()
         hashes = []
         for cache in (cache for pair in caches for cache in pair):
             flat = cache.flatten(0, 1)
             flat[meta.slot.clamp(min=0)] = new  # slot 0 is in the null block
-            tokens, at = flat[slots, 0].unbind(-1)
+            tokens, at, _ = flat[slots, 0].unbind(-1)
             right &= ((at == p) | ~seen).all(1) & (tokens.gather(1, positions[:, None])[:, 0] == ids)
             hashes.append(torch.where(seen, scramble(tokens.nan_to_num().long(), p), 0).sum(1) & MASK)
         return torch.where(right & (torch.stack(hashes) == hashes[0]).all(0), hashes[0], -1)[:, None]
@@ -336,10 +342,11 @@ def test_a_prompt_found_in_the_cache_computes_one_position_without_writing(new_b
     first = bench.start(0, prompt)[0].tokens
     shared = bench.tables[0][:2]
     bench.tables[1] = list(shared)
-    before = bench.runner.caches[0][0].cpu()
+    before = bench.runner.caches[0][0].clone()
+    bench.synchronise()
     plan = SeqPlan(1, 1, 0, 7, 1, 0, shared, samples=True, write=False)
     assert bench.step([plan], starts=[new_seq(1, prompt)]).tokens == first
-    after = bench.runner.caches[0][0].cpu()
+    after = bench.runner.caches[0][0]
     assert torch.equal(after[1:].nan_to_num(), before[1:].nan_to_num()), "only the null block may change"
 
 
