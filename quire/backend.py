@@ -84,7 +84,8 @@ def build_engine(
     if where == "cpu":
         keep_freed_memory()
     runner = load_runner(config, path, plane, where)
-    sizes = size_kv(config, runner.model.config, dtype=runner.dtype, device=where)
+    activations = runner.measure_activations(config.max_num_batched_tokens) if plane == "fast" else None
+    sizes = size_kv(config, runner.model.config, dtype=runner.dtype, device=where, activations=activations)
     runner.allocate_kv(sizes.num_blocks, sizes.num_host_blocks)
     scheduler = Scheduler(
         config.scheduler(

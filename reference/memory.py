@@ -117,16 +117,18 @@ def size_kv(
     dtype: torch.dtype,
     device: torch.device | str,
     weights_loaded: bool = True,
+    activations: int | None = None,
 ) -> MemoryLedger:
     """Measure ``device`` and plan its memory. Raises ConfigError (with the ledger in its text) if it cannot work.
 
     ``weights_loaded``: the model is on the device already, so its weights are no longer part of the free memory.
+    ``activations``: what the steps of these settings take, if somebody has measured it.
     """
     memory = measure(device)
     if weights_loaded:
         weights = model.num_parameters * dtype.itemsize
         memory = replace(memory, free=min(memory.total, memory.free + weights))
-    return plan_memory(config, model, dtype=dtype, memory=memory)
+    return plan_memory(config, model, dtype=dtype, memory=memory, activations=activations)
 
 
 def measure(device: torch.device | str) -> DeviceMemory:
@@ -158,16 +160,26 @@ def _host_memory() -> tuple[int, int]:
         return total, free
 
 
-def plan_memory(config: EngineConfig, model: ModelConfig, *, dtype: torch.dtype, memory: DeviceMemory) -> MemoryLedger:
-    """The ledger for these settings on a device with this memory: arithmetic only.
+def plan_memory(
+    config: EngineConfig,
+    model: ModelConfig,
+    *,
+    dtype: torch.dtype,
+    memory: DeviceMemory,
+    activations: int | None = None,
+) -> MemoryLedger:
+    """The ledger for these settings on a device with this memory: arithmetic, corrected by ``activations`` if measured.
 
     Raises ConfigError if not even one sequence of max_model_len fits or if more was asked for than there is. Every
     remedy in its text has been tried by the same arithmetic.
     """
     weights = model.num_parameters * dtype.itemsize
+    correction = 1.0  # remedies have other settings, which nobody has measured
+    if activations is not None:
+        correction = activations / activation_bytes(config, model, dtype, config.max_model_len or model.max_position)
 
     def attempt(settings: EngineConfig) -> tuple[MemoryLedger, str | None]:
-        ledger = _ledger(settings, model, dtype, memory, weights)
+        ledger = _ledger(settings, model, dtype, memory, weights, correction)
         return ledger, _problem(settings, ledger)
 
     ledger, problem = attempt(config)
@@ -185,7 +197,7 @@ def _explicit(config: EngineConfig) -> str | None:
 
 
 def _ledger(
-    config: EngineConfig, model: ModelConfig, dtype: torch.dtype, memory: DeviceMemory, weights: int
+    config: EngineConfig, model: ModelConfig, dtype: torch.dtype, memory: DeviceMemory, weights: int, correction: float
 ) -> MemoryLedger:
     max_model_len = config.max_model_len or model.max_position
     block_bytes = config.block_size * model.kv_bytes_per_token(dtype)
@@ -195,7 +207,7 @@ def _ledger(
         others=memory.total - memory.free,
         reserved=round((1 - config.gpu_memory_utilization) * memory.total),
         weights=weights,
-        activations=activation_bytes(config, model, dtype, max_model_len),
+        activations=round(correction * activation_bytes(config, model, dtype, max_model_len)),
         block_size=config.block_size,
         kv_bytes_per_token=model.kv_bytes_per_token(dtype),
         num_blocks=0,

@@ -183,7 +183,8 @@ def attend_few(
 
 def _tiles(bytes_per_number: int, padded: int) -> dict[str, int]:
     """Measured on an H200; wide heads and float32 must fit into shared memory."""
-    return {"KEYS": 32 if bytes_per_number == 4 or padded > 128 else 64, "num_warps": 4, "num_stages": 2}
+    keys = 32 if bytes_per_number == 4 or padded > 128 else 64
+    return {"KEYS": keys, "num_warps": 2 if padded <= 64 else 4, "num_stages": 2}
 
 
 @triton.jit

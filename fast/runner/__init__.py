@@ -9,6 +9,7 @@ One idea per file:
     sampling.py  from hidden states to tokens in the rows, with what few requests ask for: rules, grammars, logprobs
     results.py   tokens go back through pinned memory on a second stream; whoever wants them waits for that alone
     swap.py      blocks of preempted sequences move to host memory and back on a stream of their own
+    memory.py    what a step takes besides the KV cache, measured once
     runner.py    the order of things
 """
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from quire.fast.ops import copy_blocks
 from quire.fast.runner.graphs import Graphs, ladder
 from quire.fast.runner.inputs import Inputs, build_inputs
+from quire.fast.runner.memory import measure_activations
 from quire.fast.runner.results import Fetcher, Pending
 from quire.fast.runner.rows import Rows, Run
 from quire.fast.runner.rules import RowRules
@@ -108,6 +109,21 @@ class ModelRunner:
         self._launched: Launched | None = None
         if on_gpu:
             torch.cuda.synchronize(self.device)  # the tables were filled on another stream
+
+    def measure_activations(self, max_num_batched_tokens: int) -> int | None:
+        """Bytes that steps take besides weights and KV cache, measured; None if they do not fit.
+
+        To be called before ``allocate_kv``, once; afterwards the device's memory is as it was.
+        """
+        if self._stream is None:
+            return None
+        try:
+            with self._on_stream():
+                return measure_activations(self.model, self.rows, self.dtype, max_num_batched_tokens)
+        except torch.OutOfMemoryError:
+            return None
+        finally:
+            torch.cuda.empty_cache()
 
     def allocate_kv(self, num_blocks: int, num_host_blocks: int = 0) -> None:
         """Allocate the KV cache: per layer K and V [num_blocks, block_size, kv_heads, head_dim], and the swap space.
