@@ -32,6 +32,7 @@ from quire.reference.engine import Engine, ModelFacts
 from quire.reference.models import load_model
 from quire.reference.runner import ModelRunner as ReferenceRunner
 from tests.fast.drawn import COMPILED, DEVICE, GRAMMARS
+from tests.fast.replays import Replays
 from tests.fast.ties import agreement
 from tests.reference.models.driver import save
 from tests.runner_suite import MemoryModel
@@ -73,6 +74,8 @@ def engine(make_runner: Callable[..., Any], **changes: Any) -> Engine:
         MemoryModel(VOCAB), max_num_seqs=config.max_num_seqs, max_model_len=MAX_LEN, block_size=config.block_size,
         device=DEVICE, dtype=torch.float64,
     )  # fmt: skip
+    if not COMPILED and isinstance(runner, ModelRunner):
+        runner._graphs = Replays()
     runner.allocate_kv(config.num_blocks, num_host_blocks)
     for cache in (cache for pair in runner.caches for cache in pair):
         cache.fill_(torch.nan)
@@ -137,7 +140,7 @@ ENGINES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("graphs", [True, False] if COMPILED else [False])
+@pytest.mark.parametrize("graphs", [True, False] if COMPILED else [True])
 @pytest.mark.parametrize("name", ENGINES)
 def test_neighbours_chunks_preemption_and_run_ahead_change_nothing(
     name: str, graphs: bool, alone: dict[str, Any]
@@ -152,6 +155,7 @@ def test_neighbours_chunks_preemption_and_run_ahead_change_nothing(
         assert stats.num_swapped_out > 0 and stats.num_swapped_in > 0
     if name == "recompute":
         assert stats.prefix_hits > 0
+    assert COMPILED or own.runner._graphs.replayed > 2
 
 
 @settings(max_examples=60 if COMPILED else 4)
