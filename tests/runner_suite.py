@@ -2,9 +2,9 @@
 
 The ``test_runner.py`` of each data plane imports these tests and says by the fixtures ``new_bench`` and ``ops`` which
 runner is meant. Plans are written by hand. Most tests use a model that is all memory and no arithmetic: it writes
-(token, position) into the cache, insists on reading its whole prefix back through the block table, and makes logits out
-of a hash of what it read. A wrong block, slot, copy or swap then shows at once. Blocks are handed out in random order
-from a cache full of NaN.
+tokens and positions into the cache, insists on reading its whole prefix back through the block table, and makes logits
+out of a hash of what it read. A wrong block, slot, copy or swap then shows at once. Blocks are handed out in random
+order from a cache full of NaN.
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ HOST_BLOCKS = 20
 class MemoryModel:
     """Two layers of cache, one head of three numbers: (token, position, which forward pass wrote them).
 
-    hidden [T, 1] int64 is a hash of the prefix.
-
-    Device work only, which asks nothing of the host, so that it can be launched ahead and captured in a CUDA graph.
+    hidden [T, 1] int64 is a hash of the prefix. All of it is device work that asks nothing of the host, so that it can
+    be launched ahead and captured in a CUDA graph.
     """
 
     def __init__(self, vocab_size=VOCAB):
