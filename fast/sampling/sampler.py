@@ -28,7 +28,7 @@ from quire.fast.sampling.state import DeviceSamplerState
 from quire.fast.sampling.truncation import scaled, thresholds
 
 BLOCK = 1024  # logits per iteration
-PROGRAMS_PER_PROCESSOR = 4
+PROGRAMS_PER_PROCESSOR = 8
 
 
 def sample(

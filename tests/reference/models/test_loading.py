@@ -105,8 +105,8 @@ def test_sixteen_bit_checkpoints(name: str, dtype: torch.dtype, tolerance: float
         hf = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
         exact = hf(torch.tensor([PROMPT])).logits[0]
     same = logits(tmp_path, dtype=str(dtype).removeprefix("torch."))
-    assert same.dtype == torch.float32
-    torch.testing.assert_close(same, expected, atol=tolerance * exact.std().item(), rtol=0.0)
+    assert same.dtype == dtype
+    torch.testing.assert_close(same.float(), expected, atol=tolerance * exact.std().item(), rtol=0.0)
     torch.testing.assert_close(logits(tmp_path), exact, atol=1e-4, rtol=1e-4)  # "auto" on a CPU: float32
 
 
