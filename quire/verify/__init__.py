@@ -9,6 +9,7 @@ add up from op to op, the tolerance is that of a single op, and what differs fir
     lockstep.py  the ops, each run by both planes on the same tensors
     compare.py   how far two results may be apart
     choice.py    did the sampler choose what the reference chooses, up to near-ties?
+    past.py      is the K/V of earlier steps what a sequence's tokens make of it?
     report.py    what is said of a step that diverges: a line in the log, and a file
     replay.py    the file as a step again: ``python -m quire.verify FILE``
 """

@@ -95,7 +95,7 @@ def replay(recording: Recording, *, model: str | None = None) -> list[Run]:
     runner = backend.load_runner(config, backend.model_path(config), plane, device)
     runner.allocate_kv(about["num_blocks"])
     diverged: list[Divergence] = []
-    verified = VerifiedRunner(runner, share=1.0, on_divergence=diverged.append)
+    verified = VerifiedRunner(runner, share=1.0, on_divergence=diverged.append, pasts=len(recording.plan.seqs))
     plan, runs = recording.plan, []
     for _ in range(RUNS_ON_GPU if runner.device.type == "cuda" else 1):
         for pair, recorded in zip(runner.caches, recording.caches):

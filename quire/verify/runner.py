@@ -2,8 +2,9 @@
 
 The plane itself runs as ever: the same launches, the same graphs, the same tokens. Of a step that is to be verified the
 launched tensors are kept until its tokens are there, then everything is looked at in the order in which it happened:
-inputs, ops, hidden states, logits, choice. Such a step is slow, and with run-ahead the next one waits for it; the
-others cost nothing but the bookkeeping of block tables.
+inputs, ops, hidden states, logits, choice; and, if all of that is well, what earlier steps have left in the cache. Such
+a step is slow, and with run-ahead the next one waits for it; the others cost nothing but the bookkeeping of block
+tables.
 
 Which steps are verified is a hash of the step's number, so that a run's steps are the same ones each time, and no
 pattern in the traffic hides from them.
@@ -32,6 +33,7 @@ from quire.verify.choice import wrong_choices
 from quire.verify.compare import REPEATED, TOLERANCE, Check, Difference, differences, row_errors
 from quire.verify.inputs import wrong_inputs
 from quire.verify.lockstep import Lockstep
+from quire.verify.past import wrong_past
 
 logger = logging.getLogger("quire.verify")
 
@@ -90,12 +92,15 @@ class VerifiedRunner:
 
     share           of the steps that are verified, 0 to 1
     on_divergence   is told of each verified step that differs
+    pasts           sequences of such a step whose earlier K/V is computed anew
 
     ``steps`` and ``divergences`` count both.
     """
 
-    def __init__(self, runner: Runner, *, share: float, on_divergence: Callable[[Divergence], None]) -> None:
-        self.runner, self.share = runner, share
+    def __init__(
+        self, runner: Runner, *, share: float, on_divergence: Callable[[Divergence], None], pasts: int = 1
+    ) -> None:
+        self.runner, self.share, self.pasts = runner, share, pasts
         self.steps = self.divergences = 0
         self._on_divergence = on_divergence
         self._tables = BlockTables(runner.block_size)
@@ -146,6 +151,7 @@ class VerifiedRunner:
             at = self._looked_at(plan)
             found = differences(self._forward_checks(step) + self._logits_checks(step, at))
             found += self._wrong_choices(step, at, result, masks)
+            found = found or self._wrong_pasts(step)  # wrong ops would leave a wrong past
         self.steps += 1
         if found:
             self.divergences += 1
@@ -200,6 +206,18 @@ class VerifiedRunner:
         found = [Difference("sample", problem.format(*wrong[i]), int(at[i])) for i in sorted(wrong)]
         lost = np.flatnonzero(history[rows, lengths] != got)
         return found + [Difference("sample", "the chosen token is not in its row", int(at[i])) for i in lost]
+
+    def _wrong_pasts(self, step: Any) -> list[Difference]:
+        """The earlier K/V of some of the step's sequences, one after the other in turn."""
+        seqs, runner = step.plan.seqs, self.runner
+        tokens = torch.as_tensor(runner.tokens)
+        found = []
+        for k in range(min(self.pasts, len(seqs))):
+            i = (step.plan.step + k) % len(seqs)
+            token_ids = tokens[seqs[i].row, : seqs[i].start].to(runner.caches[0][0].device)
+            blocks = self._tables.rows[seqs[i].row]
+            found += wrong_past(runner.model, runner.caches, blocks, token_ids, int(step.cu_q[i]))
+        return found
 
     def _twin(self, lockstep: Lockstep) -> Any:
         """The model, weights and all, with other ops."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from argparse import ArgumentParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,8 @@ from hypothesis import strategies as st
 
 import quire.reference.runner as runner_module
 from quire import LLM, BeamSearchParams, ConfigError, EngineConfig, SamplingParams, StructuredOutputsParams
+from quire.cli import serve
+from quire.reference.control import kv_manager
 from quire.reference.ops import AttnMeta, invariant
 from quire.reference.sampling import SamplerState, sample
 from quire.verify import report
@@ -28,6 +31,7 @@ from quire.verify.choice import wrong_choices
 from quire.verify.compare import TOLERANCE, row_errors
 from quire.verify.replay import read, replay
 from quire.verify.runner import chosen
+from tests.reference.models.driver import hf_model, save
 from tests.toys import tiny_checkpoint
 
 ENGINE = {"block_size": 4, "num_blocks": 120, "max_model_len": 128, "max_num_batched_tokens": 40, "max_num_seqs": 12}
@@ -94,6 +98,23 @@ def test_rounding_to_16_bits_is_no_difference(checkpoint, tmp_path, dtype) -> No
     llm = engine(checkpoint, tmp_path, verify=1, dtype=dtype)
     work(llm)
     assert llm.stats().steps_verified > 20 and llm.stats().steps_diverged == 0
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt-norm-after-narrow", "mistral-window", "qwen3-layer-types"])
+def test_it_knows_nothing_of_the_architecture(tmp_path, name) -> None:
+    save(hf_model(name), tmp_path / "model")
+    llm = engine(tmp_path / "model", tmp_path / "found", verify=1)
+    params = SamplingParams(max_tokens=12, ignore_eos=True, detokenize=False)
+    llm.generate([{"prompt_token_ids": ids} for ids in ([3] * 30, [4, 5])], params, use_tqdm=False)
+    assert llm.stats().steps_verified == 12 and llm.stats().steps_diverged == 0
+
+
+@pytest.mark.parametrize("flags", [["--verify", "0.25", "--verify-dir", "x"], []])
+def test_the_server_takes_the_same_settings(flags) -> None:
+    parser = ArgumentParser()
+    serve.configure(parser)
+    config, _ = serve.settings(parser.parse_args(flags))
+    assert (config.verify, config.verify_dir) == ((0.25, "x") if flags else (0.0, "quire-verify"))
 
 
 # ------------------------------------------------------------------------------------------------------ planted bugs
@@ -207,6 +228,30 @@ def test_a_runner_that_mixes_up_its_slots_is_found(checkpoint, tmp_path, monkeyp
     recording = read(min(tmp_path.iterdir()))
     assert recording.about["differences"][0]["what"] == "inputs, slot"
     assert replay(recording)[0].differences[0].what == "inputs, slot"
+
+
+def test_a_copy_that_is_lost_is_found_in_the_past(checkpoint, tmp_path, monkeypatch) -> None:
+    """Both planes read what is in the block, so this too is for no comparison of ops."""
+    monkeypatch.setattr(runner_module, "copy_blocks", lambda caches, src, dst: None)
+    assert_the_past_is_wrong(checkpoint, tmp_path, REQUESTS[:2])
+
+
+def test_a_prefix_cache_that_mixes_up_prompts_is_found_in_the_past(checkpoint, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(kv_manager, "block_hash", lambda parent, tokens: parent + b"!")
+    assert_the_past_is_wrong(
+        checkpoint, tmp_path, [([i] * 10, SamplingParams(max_tokens=4, temperature=0)) for i in range(5, 9)]
+    )
+
+
+def assert_the_past_is_wrong(checkpoint: Path, folder: Path, requests: Any) -> None:
+    llm = engine(checkpoint, folder, verify=1, max_num_seqs=3)
+    llm.generate([{"prompt_token_ids": ids} for ids, _ in requests], [p for _, p in requests], use_tqdm=False)
+    assert 0 < llm.stats().steps_diverged < llm.stats().steps_verified
+    for file in folder.iterdir():
+        recording = read(file)
+        found = [d["what"] for d in recording.about["differences"]]
+        assert found[0] == "K of the past, layer 0" and {what[1:-1] for what in found} == {" of the past, layer "}
+        assert set(found) <= {d.what for d in replay(recording)[0].differences}
 
 
 class OnlyTheFirstTime:

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -76,6 +77,13 @@ def test_each_figure_of_a_few_known_requests(live: LiveServer) -> None:
     assert value(now, "num_requests_running") == value(now, "num_requests_waiting") == 0
     assert value(now, "engine_up") == 1
     assert value(now, "cache_config_info", num_blocks="64", block_size="4") == 1
+
+
+def test_what_shadow_verification_counts(live: LiveServer) -> None:
+    live.engine.verified = SimpleNamespace(steps=7, divergences=2)
+    complete(live, max_tokens=2)
+    now = scrape(live)
+    assert (value(now, "verify_steps_total"), value(now, "verify_divergences_total")) == (7, 2)
 
 
 def test_the_parts_of_a_requests_time_add_up(live: LiveServer) -> None:
