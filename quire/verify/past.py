@@ -4,8 +4,9 @@ The lockstep of the ops takes the past as it is, and so would not notice a block
 copied or swapped too early, or was written to by somebody else: both planes read it. So the past of one sequence per
 step is computed once more, by the plane's own ops but alone and in a cache of its own, and every layer's K/V compared.
 
-Between the two lie other shapes and other chunks, so these are rounding errors that have grown from layer to layer.
-What the first layer keeps depends on nothing but token and position, and is held to the tolerance of an op.
+It was computed in other batches and other chunks, so rounding differs, and grows from layer to layer. What the first
+layer keeps depends on nothing but token and position, and is held to the tolerance of an op; each further layer adds
+one. (Measured on the embedded model: 0.03 in bfloat16, of 0.25 allowed; 1.5e-6 in float32, of 8e-4.)
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ from quire.reference.models import Model
 from quire.verify.compare import TOLERANCE, Difference
 
 POSITIONS = 1024  # computed anew, from the beginning: bounds time and memory
-CHUNK = 256  # of them at once
-MOST = 0.5  # error that is always too much. Rounding adds a tolerance per layer at the most, and mostly its root.
+MOST = 0.5  # an error that is too much in any layer: K/V of something else is off by about 1
 
 
 def wrong_past(
@@ -38,11 +38,8 @@ def wrong_past(
         return []
     own_blocks = range(1, -(-count // size) + 1)
     own = [tuple(cache.new_zeros(len(own_blocks) + 1, *cache.shape[1:]) for cache in pair) for pair in caches]
-    for begin in range(0, count, CHUNK):
-        end = min(begin + CHUNK, count)
-        meta = model.ops.attn_meta([end - begin], [end], [list(own_blocks)], size, device=token_ids.device)
-        positions = torch.arange(begin, end, device=token_ids.device)
-        model.forward(token_ids[begin:end], positions, own, meta)  # type: ignore[arg-type]
+    meta = model.ops.attn_meta([count], [count], [list(own_blocks)], size, device=token_ids.device)
+    model.forward(token_ids, torch.arange(count, device=token_ids.device), own, meta)  # type: ignore[arg-type]
     at = torch.tensor(blocks[: len(own_blocks)], device=token_ids.device)
     errors = torch.stack(
         [

@@ -89,10 +89,9 @@ def replay(recording: Recording, *, model: str | None = None) -> list[Run]:
     """
     about = recording.about
     config = EngineConfig(**about["config"])
-    config = replace(config, model=model or config.model, backend=about["plane"], device=about["device"])
+    config = replace(config, model=model or config.model, device=about["device"])
     device = backend.device(config)
-    plane = backend.choose(config, device)
-    runner = backend.load_runner(config, backend.model_path(config), plane, device)
+    runner = backend.load_runner(config, backend.model_path(config), about["plane"], device)
     runner.allocate_kv(about["num_blocks"])
     diverged: list[Divergence] = []
     verified = VerifiedRunner(runner, share=1.0, on_divergence=diverged.append, pasts=len(recording.plan.seqs))
