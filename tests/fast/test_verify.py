@@ -13,6 +13,7 @@ from quire import LLM, SamplingParams, backend
 from quire.fast.runner import runner as runner_module
 from quire.verify.replay import read, replay
 from tests.fast.drawn import COMPILED, DEVICE
+from tests.fast.replays import Replays
 from tests.toys import tiny_checkpoint
 
 REQUESTS: list[tuple[list[int], SamplingParams]] = [
@@ -33,6 +34,8 @@ def work(checkpoint: Path, folder: Path, monkeypatch, requests=REQUESTS, **setti
         str(checkpoint), device=DEVICE, dtype="float32", block_size=16, num_blocks=40, max_model_len=64,
         max_num_seqs=5, max_num_batched_tokens=32, verify=1, verify_dir=str(folder), **settings,
     )  # fmt: skip
+    if not COMPILED:
+        llm.engine.runner.runner._graphs = Replays()
     llm.generate([{"prompt_token_ids": ids} for ids, _ in requests], [p for _, p in requests], use_tqdm=False)
     return llm
 
