@@ -30,7 +30,7 @@ class Lockstep:
     """The names of an ops module. ``checks`` fills with one comparison per result, in the order of the calls.
 
     own     the ops under test
-    names   address of a weight -> its name in the checkpoint, to say where in the model an op is
+    names   ``weight_names`` of the model, to say where in it an op is
     rows    which of the step's tokens the first rows of every result are; rows behind these are padding
     meta    the step's metadata for the reference's attention; None: there will be none
     """
@@ -73,7 +73,8 @@ class Lockstep:
     def _run(self, name: str, own: Any, definition: Any, *args: Any, **kwargs: Any) -> Any:
         inputs = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
         what = self._name(name, inputs)
-        got, expected = own(*args, **kwargs), definition(*args, **kwargs)
+        got = own(*args, **kwargs)
+        expected = definition(*map(_plain, args), **{key: _plain(x) for key, x in kwargs.items()})
         if isinstance(expected, tuple):
             for i, pair in enumerate(zip(got, expected)):
                 self._compare(f"{what}, result {i + 1} of {len(expected)}", *pair, self._rows, inputs)
@@ -82,8 +83,8 @@ class Lockstep:
         return got
 
     def _name(self, op: str, inputs: Any) -> str:
-        """ "linear, call 4 (layers.0.mlp.gate_proj.weight)": an op without weights is told by those before it."""
-        weight = next((self._names[x.data_ptr()] for x in inputs if x.data_ptr() in self._names), None)
+        """ "linear, call 8 (layers.0.gate_up)": an op without weights is told by those before it."""
+        weight = next((self._names[id(x)] for x in inputs if id(x) in self._names), None)
         place, self._last = (f"after {self._last}", self._last) if weight is None else (weight, weight)
         self._calls += 1
         return f"{op}, call {self._calls} ({place})"
@@ -95,3 +96,23 @@ class Lockstep:
         shapes = f"{shapes} -> {list(got.shape)} {got.dtype}".strip().replace("torch.", "")
         errors = row_errors(got[: len(rows)], expected[: len(rows)])
         self.checks.append(Check(what, shapes, factor * TOLERANCE[expected.dtype], errors, rows))
+
+
+def weight_names(model: Any) -> dict[int, str]:
+    """``id`` of each of a model's weights -> its name there, such as "lm_head" or "layers.3.qkv"."""
+    names: dict[int, str] = {}
+    for name, value in vars(model).items():
+        if name == "cos_sin":  # all layers use it: it does not say where an op is
+            continue
+        parts = {name: value}
+        if isinstance(value, list):
+            parts = {f"{name}.{i}.{key}": x for i, layer in enumerate(value) for key, x in vars(layer).items()}
+        for part, x in parts.items():
+            if isinstance(x, Tensor):
+                names.setdefault(id(x), part)
+    return names
+
+
+def _plain(x: Any) -> Any:
+    """``x`` itself; of a weight in oneDNN's order, which the reference cannot read, the matrix as it was loaded."""
+    return x.to_dense() if isinstance(x, Tensor) and x.is_mkldnn else x

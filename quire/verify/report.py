@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -72,7 +73,7 @@ class Reports:
         about = self._about | {"created": now.isoformat(timespec="seconds"), "hardware": hardware()}
         try:
             write(path, divergence, about)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             return f"not written ({error})"
         self._written += 1
         return f"run it again: python -m quire.verify {path}"

@@ -32,7 +32,7 @@ from quire.reference.trace import BlockTables
 from quire.verify.choice import wrong_choices
 from quire.verify.compare import REPEATED, TOLERANCE, Check, Difference, differences, row_errors
 from quire.verify.inputs import wrong_inputs
-from quire.verify.lockstep import Lockstep
+from quire.verify.lockstep import Lockstep, weight_names
 from quire.verify.past import wrong_past
 
 logger = logging.getLogger("quire.verify")
@@ -106,9 +106,7 @@ class VerifiedRunner:
         self._tables = BlockTables(runner.block_size)
         self._started: dict[int, NewSeq] = {}
         self._launched: Any = None
-        # Reversed: of the names that begin at one address (q, k and v are one matrix) the first one stays.
-        places = reversed(list(runner.model.places().items()))
-        self._names = {tensor.data_ptr(): name for name, tensor in places}
+        self._names = weight_names(runner.model)
 
     def forward(self, plan: StepPlan) -> None:
         self._follow(plan)
@@ -123,9 +121,8 @@ class VerifiedRunner:
             self._synchronize()  # the plane works on a stream of its own
             try:
                 self._verify(launched, result, masks or {})
-            except torch.OutOfMemoryError as error:
-                step, reason = launched.plan.step, str(error).partition(".")[0]
-                logger.warning("step %d could not be verified, there is not enough memory: %s", step, reason)
+            except Exception:  # such as a lack of memory: whoever watches the work must not stop it
+                logger.exception("step %d could not be verified", launched.plan.step)
             finally:
                 self._synchronize()  # and may overwrite everything from here on
         return pending
