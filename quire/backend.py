@@ -21,14 +21,15 @@ if TYPE_CHECKING:
 
 
 def choose(config: EngineConfig, device: str) -> str:
-    """The data plane for ``config.backend`` on ``device``: "reference" or "fast". ConfigError if it cannot be."""
-    on_gpu = device.startswith("cuda")
-    if config.backend == "fast" and not on_gpu:
+    """The data plane for ``config.backend`` on ``device``: "reference"; "fast" or "cpu", the fast one for NVIDIA GPUs
+    or for CPUs. ConfigError if there is none."""
+    fast = {"cuda": "fast", "cpu": "cpu"}.get(device.partition(":")[0])
+    if config.backend == "fast" and fast is None:
         raise ConfigError(
-            "backend", "fast", f"its kernels need an NVIDIA GPU, and the device is {device!r}",
+            "backend", "fast", f"it runs on NVIDIA GPUs and CPUs, and the device is {device!r}",
             'Use backend="auto", which takes the fastest one that is there',
         )  # fmt: skip
-    return "fast" if on_gpu and config.backend in ("auto", "fast") else "reference"
+    return "reference" if config.backend == "reference" else fast or "reference"
 
 
 def model_path(config: EngineConfig) -> Path:
@@ -68,7 +69,7 @@ def build_engine(
     """Load the model in ``path``, size and allocate its KV cache, and put scheduler and runner together.
 
     ``tokenizer`` returns the model's; it is called for the first request with structured outputs. None: it is loaded.
-    ``plane``: "reference" or "fast", unasked whether it can run here: its kernels may be interpreted. None: ``choose``.
+    ``plane``: as from ``choose``, unasked whether it can run here: kernels may be interpreted. None: ``choose``.
     """
     where = device(config)
     plane = plane or choose(config, where)
@@ -157,6 +158,9 @@ def _ops(plane: str, config: EngineConfig) -> Any:
     if plane == "fast":
         from quire.fast import ops
         from quire.fast.ops import invariant
+    elif plane == "cpu":
+        from quire.fast import cpu as ops  # type: ignore[no-redef]
+        from quire.fast.cpu import invariant  # type: ignore[no-redef]
     else:
         from quire.reference import ops  # type: ignore[no-redef]
         from quire.reference.ops import invariant  # type: ignore[no-redef]
@@ -170,7 +174,11 @@ def _runner(plane: str, config: EngineConfig, model: Any, **settings: Any) -> An
         return ModelRunner(model, enforce_eager=config.enforce_eager, **settings)
     from quire.reference.runner import ModelRunner as ReferenceRunner
 
-    return ReferenceRunner(model, **settings)
+    if plane == "cpu" and not config.verify:  # the reference multiplies by plain weights
+        from quire.fast.cpu.linear import pack
+
+        pack(model)
+    return ReferenceRunner(model, **settings)  # bookkeeping in NumPy: a CPU would gain nothing from another
 
 
 def _tokenizer(config: EngineConfig) -> Any:
