@@ -32,7 +32,7 @@ class EngineConfig:
 
     model                   zoo name ("pocket"), local folder, or Hugging Face hub name
     tokenizer               folder or hub name of the tokenizer, if not the model's own
-    backend                 which data plane: "reference" or "fast"; "auto" takes the fastest one present
+    backend                 which data plane: "reference", or "fast" on a GPU or CPU; "auto" takes the fastest there is
     device                  torch device, or "auto": cuda if there is one, else cpu
     load_format             "auto": the checkpoint's safetensors files; "dummy": random weights, to measure a shape
     dtype                   arithmetic; "auto" is the checkpoint's own, except 16-bit checkpoints on a CPU: float32
@@ -51,8 +51,8 @@ class EngineConfig:
     preemption_mode         when blocks run out: "recompute" the victim later, or "swap" its blocks to the host
     batch_invariant         reductions do not depend on the batch: bitwise equal outputs, at some cost
     async_scheduling        plan and launch the next step before this one's tokens are on the host (run-ahead); None: on
-                            the fast data plane
-    enforce_eager           launch kernel by kernel instead of replaying CUDA graphs (fast data plane)
+                            a GPU
+    enforce_eager           launch kernel by kernel instead of replaying CUDA graphs (GPU)
     trust_remote_code       let transformers run code that comes with a tokenizer
     revision                branch, tag or commit on the hub
     generation_config       "auto": default sampling parameters from the checkpoint; "none": quire's own

@@ -78,8 +78,7 @@ def on_host(meta: AttnMeta) -> Step:
     """Derived by the first layer of a step, and kept in ``meta`` for the others."""
     if "cpu" not in meta.derived:
         cu_q, seq_len = meta.cu_q.long(), meta.seq_len.long()
-        rows = cu_q.tolist()
-        counts = [after - row for row, after in zip(rows, rows[1:])]
+        rows, counts = cu_q.tolist(), cu_q.diff().tolist()
         meta.derived["cpu"] = Step(cu_q, seq_len, meta.block_table.long().contiguous(), rows, counts, seq_len.tolist())
     return meta.derived["cpu"]
 
@@ -109,7 +108,6 @@ def attend_few(
         heads = kv_heads
         while heads % 2 == 0 and len(few) * kv_heads < 4 * threads * heads:  # fewer heads at once, more pieces of work
             heads //= 2
-        longest = max(length for _, length in few)
         attend(
             q.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(), out.data_ptr(), step.cu_q.data_ptr(),
             step.seq_len.data_ptr(), step.table.data_ptr(), len(step.counts), step.table.shape[1], kv_heads, share,

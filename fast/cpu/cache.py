@@ -24,8 +24,8 @@ def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot: Tenso
     pairs = k.element_size() // 2  # of bytes, in a number
     n = k.shape[1] * k.shape[2] * pairs
     write_kv_kernel(
-        k.data_ptr(), v.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(), slot.data_ptr(), len(k), n, k.stride(0) * pairs, v.stride(0) * pairs,
-        threads=threads_for(4 * n * len(k), GRAIN),
+        k.data_ptr(), v.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(), slot.data_ptr(), len(k), n,
+        k.stride(0) * pairs, v.stride(0) * pairs, threads=threads_for(4 * n * len(k), GRAIN),
     )  # fmt: skip
 
 

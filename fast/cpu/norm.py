@@ -5,7 +5,6 @@ The idea: one pass per row instead of the reference's seven operators.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 

@@ -196,9 +196,9 @@ def test_no_chat_template(checkpoint, tmp_path):
     assert llm.chat(TALK, GREEDY, chat_template="{{ messages[0].content }}")[0].prompt == "hello"
 
 
-def test_the_fast_data_plane_says_that_it_is_not_there(checkpoint):
-    error = fails_to_load(checkpoint, ConfigError, backend="fast")
-    assert error.field == "backend" and "reference" in error.remedy
+def test_the_fast_data_plane_says_where_it_is_not_there(checkpoint):
+    error = fails_to_load(checkpoint, ConfigError, backend="fast", device="meta")
+    assert error.field == "backend" and "auto" in error.remedy
 
 
 def test_a_device_that_is_not_there(checkpoint):

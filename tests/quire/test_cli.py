@@ -179,7 +179,7 @@ def test_the_live_view_draws(model, capsys, monkeypatch):
         (["generate", "--file", "/no/such"], "--file='/no/such'"),
         (["info", "/no/such"], "no such folder"),
         (["generate", "x", "--num-blocks", "1"], "num_blocks=1"),
-        (["chat", "--backend", "fast"], "backend='fast'"),
+        (["chat", "--backend", "fast", "--device", "meta"], "backend='fast'"),
         (["bench", "--json", "/no/such/file"], "--json='/no/such/file': its folder does not exist"),
     ],
 )

@@ -50,7 +50,10 @@ REQUESTS: list[tuple[list[int], SamplingParams]] = [
 
 
 def engine(checkpoint: Path, folder: Path, **settings: Any) -> LLM:
-    return LLM(str(checkpoint), **{"batch_invariant": True, "verify_dir": str(folder)} | ENGINE | settings)
+    return LLM(
+        str(checkpoint),
+        **{"batch_invariant": True, "backend": "reference", "verify_dir": str(folder)} | ENGINE | settings,
+    )
 
 
 def work(llm: LLM) -> Any:
