@@ -129,8 +129,9 @@ def test_the_image_has_both_targets_and_no_root() -> None:
     text = (DEPLOY / "Dockerfile").read_text("utf-8")
     stages = re.findall(r"^FROM (\S+) AS (\w+)$", text, re.M)
     assert stages[-2:] == [("run", "cuda"), ("run", "cpu")]  # the last one is what is built if none is named
-    (user,) = re.findall(r"^USER (\w+)$", text, re.M)
+    user, *others = re.findall(r"^USER (\w+)$", text, re.M)
     assert user.isdigit() and int(user) > 0 and f"--uid {user}" in text
+    assert not others or others[-1] == user  # root installs, and does not run
     assert int(user) == deployment()["spec"]["template"]["spec"]["securityContext"]["runAsUser"]
     (probe,) = re.findall(r"http://127\.0\.0\.1:(\d+)(/\w+)", text)
     assert int(probe[0]) == PORT and probe[1] in paths()
