@@ -10,7 +10,7 @@ then what was there comes back, bit by bit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,12 +33,18 @@ class Lockstep:
     names   ``weight_names`` of the model, to say where in it an op is
     rows    which of the step's tokens the first rows of every result are; rows behind these are padding
     meta    the step's metadata for the reference's attention; None: there will be none
+    stage   what is put before the names of ops
     """
 
-    def __init__(self, own: Any, names: Mapping[int, str], rows: Ints, meta: AttnMeta | None = None) -> None:
+    def __init__(
+        self, own: Any, names: Mapping[int, str], rows: Ints, meta: AttnMeta | None = None, stage: str = ""
+    ) -> None:
         self.checks: list[Check] = []
-        self._own, self._names, self._rows, self._meta = own, names, rows, meta
+        self._own, self._names, self._rows, self._meta, self._stage = own, names, rows, meta, stage
         self._calls, self._last = 0, "the beginning"
+        if meta is not None:
+            self._writes = torch.nonzero(meta.slot[: len(rows)] >= 0)[:, 0]
+            self._written = rows[self._writes.cpu().numpy()]
 
     def __getattr__(self, name: str) -> Any:
         return partial(self._run, name, getattr(self._own, name), getattr(reference, name))
@@ -49,20 +55,17 @@ class Lockstep:
         """Both planes' ``attention``, with what they write compared and taken back."""
         assert self._meta is not None
         what = self._name("attention", (q, k, v))
-        slot = self._meta.slot[: len(self._rows)]
-        writes = torch.nonzero(slot >= 0)[:, 0]
-        rows = self._rows[writes.cpu().numpy()]
         cells = self._meta.slot.clamp(min=0)  # where a row does not write, the null block stands in
         caches = [cache.flatten(0, 1) for cache in (k_cache, v_cache)]
         before = [cache.index_select(0, cells) for cache in caches]
         try:
             got = self._own.attention(q, k, v, k_cache, v_cache, meta, *args, **kwargs)
             for letter, cache, kept, new in zip("KV", caches, before, (k, v)):
-                expected = new.index_select(0, writes).to(cache.dtype)
-                written = cache.index_select(0, slot.index_select(0, writes))
-                self._compare(f"{what}, {letter} in its slots", written, expected, rows)
-                kept = kept.index_select(0, writes)
-                self._compare(f"{what}, {letter} of the first pass", kept, expected, rows, factor=REPEATED)
+                expected = new.index_select(0, self._writes).to(cache.dtype)
+                written = cache.index_select(0, cells).index_select(0, self._writes)
+                self._compare(f"{what}, {letter} in its slots", written, expected, self._written)
+                kept = kept.index_select(0, self._writes)
+                self._compare(f"{what}, {letter} of the first pass", kept, expected, self._written, factor=REPEATED)
             expected = reference.attention(q, k, v, k_cache, v_cache, self._meta, *args, **kwargs)
         finally:
             for cache, kept in zip(caches, before):
@@ -82,20 +85,24 @@ class Lockstep:
             self._compare(what, got, expected, self._rows, inputs)
         return got
 
-    def _name(self, op: str, inputs: Any) -> str:
+    def _name(self, op: str, inputs: Sequence[Tensor]) -> str:
         """ "linear, call 8 (layers.0.gate_up)": an op without weights is told by those before it."""
         weight = next((self._names[id(x)] for x in inputs if id(x) in self._names), None)
         place, self._last = (f"after {self._last}", self._last) if weight is None else (weight, weight)
         self._calls += 1
-        return f"{op}, call {self._calls} ({place})"
+        return f"{self._stage}{op}, call {self._calls} ({place})"
 
     def _compare(
-        self, what: str, got: Tensor, expected: Tensor, rows: Ints, inputs: Any = (), *, factor: int = 1
+        self, what: str, got: Tensor, expected: Tensor, rows: Ints, inputs: Sequence[Tensor] = (), *, factor: int = 1
     ) -> None:
-        shapes = " ".join(str(list(x.shape)) for x in inputs)
-        shapes = f"{shapes} -> {list(got.shape)} {got.dtype}".strip().replace("torch.", "")
         errors = row_errors(got[: len(rows)], expected[: len(rows)])
-        self.checks.append(Check(what, shapes, factor * TOLERANCE[expected.dtype], errors, rows))
+        self.checks.append(Check(what, shapes_of(inputs, got), factor * TOLERANCE[expected.dtype], errors, rows))
+
+
+def shapes_of(inputs: Sequence[Tensor], result: Tensor) -> str:
+    """ "[3, 64] [192, 64] -> [3, 192] float32" """
+    shapes = " ".join(str(list(x.shape)) for x in inputs)
+    return f"{shapes} -> {list(result.shape)} {result.dtype}".strip().replace("torch.", "")
 
 
 def weight_names(model: Any) -> dict[int, str]:

@@ -95,7 +95,8 @@ def replay(recording: Recording, *, model: str | None = None) -> list[Run]:
     runner.allocate_kv(about["num_blocks"])
     diverged: list[Divergence] = []
     verified = VerifiedRunner(runner, share=1.0, on_divergence=diverged.append, pasts=len(recording.plan.seqs))
-    plan, runs = recording.plan, []
+    plan = recording.plan
+    runs: list[Run] = []
     for _ in range(RUNS_ON_GPU if runner.device.type == "cuda" else 1):
         for pair, recorded in zip(runner.caches, recording.caches):
             for cache, blocks in zip(pair, recorded):
@@ -105,6 +106,8 @@ def replay(recording: Recording, *, model: str | None = None) -> list[Run]:
         verified.forward(plan)
         hidden = runner.launched.hidden
         verified.sample(recording.masks).wait()
+        if verified.steps == len(runs):
+            raise ConfigError("FILE", about["step"], "this step cannot be verified here", "The error above says why")
         off = row_errors(hidden[: plan.num_tokens].cpu(), recording.hidden).max()
         runs.append(Run(diverged.pop().differences if diverged else [], float(off)))
         plan = replace(plan, ends=[seq.row for seq in plan.seqs])

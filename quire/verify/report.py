@@ -57,11 +57,10 @@ class Reports:
     def __call__(self, divergence: Divergence) -> None:
         plan, first = divergence.plan, divergence.differences[0]
         seq = plan.seqs[divergence.sequence_of(first)]
-        more = len(divergence.differences) - 1
         logger.error(
-            "step %d differs from the reference: %s: %s; sequence %d, position %d; %d more differences; %s",
-            plan.step, first.what, first.problem, seq.seq_id, position_of(divergence, first.row), more,
-            self._write(divergence),
+            "step %d differs from the reference: %s: %s; sequence %d, position %d; further differences: %d; %s",
+            plan.step, first.what, first.problem, seq.seq_id, position_of(divergence, first.row),
+            len(divergence.differences) - 1, self._write(divergence),
         )  # fmt: skip
 
     def _write(self, divergence: Divergence) -> str:

@@ -32,7 +32,7 @@ from quire.reference.trace import BlockTables
 from quire.verify.choice import wrong_choices
 from quire.verify.compare import REPEATED, TOLERANCE, Check, Difference, differences, row_errors
 from quire.verify.inputs import wrong_inputs
-from quire.verify.lockstep import Lockstep, weight_names
+from quire.verify.lockstep import Lockstep, shapes_of, weight_names
 from quire.verify.past import wrong_past
 
 logger = logging.getLogger("quire.verify")
@@ -145,9 +145,13 @@ class VerifiedRunner:
         runner, plan = self.runner, step.plan
         found = wrong_inputs(plan, self._tables.rows, runner.block_size, step.inputs, runner.tokens)
         if not found:  # else the ops might look for keys outside the cache
-            at = self._looked_at(plan)
-            found = differences(self._forward_checks(step) + self._logits_checks(step, at))
-            found += self._wrong_choices(step, at, result, masks)
+            checks = self._forward_checks(step)
+            which = self._looked_at(plan)
+            lockstep = Lockstep(runner.model.ops, self._names, self._positions(step, which), stage="logits: ")
+            logits = self._twin(lockstep).logits(self._hidden(step, which)) if which else None
+            found = differences(checks + lockstep.checks)
+            if logits is not None:
+                found += self._wrong_choices(step, which, logits, result, masks)
             found = found or self._wrong_pasts(step)  # wrong ops would leave a wrong past
         self.steps += 1
         if found:
@@ -160,14 +164,14 @@ class VerifiedRunner:
         """The step's forward pass in lockstep, and its outcome against the one that was launched."""
         inputs, rows = step.inputs, np.arange(step.plan.num_tokens)
         meta = inputs.meta
-        lockstep = Lockstep(
-            self.runner.model.ops, self._names, rows, AttnMeta(meta.cu_q, meta.seq_len, meta.block_table, meta.slot)
-        )
+        # Each plane derives what it needs from metadata of its own.
+        reference_meta = AttnMeta(meta.cu_q, meta.seq_len, meta.block_table, meta.slot)
+        lockstep = Lockstep(self.runner.model.ops, self._names, rows, reference_meta)
         own_meta = replace(meta, derived={})
         hidden = self._twin(lockstep).forward(inputs.ids, inputs.positions, self.runner.caches, own_meta)
         errors = row_errors(step.hidden[: len(rows)], hidden[: len(rows)])
-        shapes = f"{list(step.hidden.shape)}: the plane's ops agree with the reference when they are run once more"
-        return [*lockstep.checks, Check("hidden states", shapes, REPEATED * TOLERANCE[hidden.dtype], errors, rows)]
+        tolerance = REPEATED * TOLERANCE[hidden.dtype]
+        return [*lockstep.checks, Check("hidden states", shapes_of([], hidden), tolerance, errors, rows)]
 
     def _looked_at(self, plan: StepPlan) -> list[int]:
         """The plan.seqs whose logits and choices are looked at: all that sample, or some of them in turn."""
@@ -178,19 +182,11 @@ class VerifiedRunner:
         first = plan.step * most % len(which)
         return sorted((which + which)[first : first + most])
 
-    def _logits_checks(self, step: Any, which: list[int]) -> list[Check]:
-        lockstep = Lockstep(self.runner.model.ops, self._names, self._positions(step, which))
-        if which:
-            self._twin(lockstep).logits(self._hidden(step, which))
-        return [replace(check, what=f"logits: {check.what}") for check in lockstep.checks]
-
     def _wrong_choices(
-        self, step: Any, which: list[int], result: StepResult, masks: Mapping[int, Any]
+        self, step: Any, which: list[int], logits: Tensor, result: StepResult, masks: Mapping[int, Any]
     ) -> list[Difference]:
-        if not which:
-            return []
+        """Those of ``which`` (plan.seqs) whose token is not what the reference chooses by ``logits``, or got lost."""
         rows, lengths = step.rows[which], step.end[which]
-        logits = self.runner.model.logits(self._hidden(step, which))
         tokens = torch.as_tensor(self.runner.tokens)
         kept = tokens[torch.from_numpy(rows).to(tokens.device), : int(lengths.max()) + 1].cpu().numpy()
         history = np.zeros((int(rows.max()) + 1, kept.shape[1]), kept.dtype)

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 import quire.reference.runner as runner_module
 from quire import LLM, BeamSearchParams, ConfigError, EngineConfig, SamplingParams, StructuredOutputsParams
 from quire.cli import serve
+from quire.reference import ops as reference_ops
 from quire.reference.control import kv_manager
 from quire.reference.ops import AttnMeta, invariant
 from quire.reference.sampling import SamplerState, sample
@@ -204,6 +205,9 @@ def test_a_bug_is_gone_from_the_replay_when_it_is_mended(checkpoint, tmp_path, m
     monkeypatch.setattr(invariant, "add_rms_norm", intact.add_rms_norm)
     assert main([files[0]]) == 0
     assert "not reproduced" in capsys.readouterr().out
+    monkeypatch.delattr(reference_ops, "embed")  # nor can anything be said then
+    assert main([files[0]]) == 2
+    assert "cannot be verified here" in capsys.readouterr().err
 
 
 def second_best(logits, state, rows, lengths, tokens, masks=None):
