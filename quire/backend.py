@@ -174,7 +174,7 @@ def _runner(plane: str, config: EngineConfig, model: Any, **settings: Any) -> An
         return ModelRunner(model, enforce_eager=config.enforce_eager, **settings)
     from quire.reference.runner import ModelRunner as ReferenceRunner
 
-    if plane == "cpu" and not config.verify:  # the reference multiplies by plain weights
+    if plane == "cpu":
         from quire.fast.cpu.linear import pack
 
         pack(model)
