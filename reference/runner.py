@@ -63,6 +63,12 @@ class Launched:
     cu_q: Ints
     inputs: Inputs | None = None
     hidden: Tensor | None = None
+    wanted: None = None  # this runner asks for the hidden states of all tokens
+
+    @property
+    def hidden_rows(self) -> Ints:
+        """Which of the step's tokens the rows of ``hidden`` are."""
+        return np.arange(self.cu_q[-1])
 
 
 class ModelRunner:

@@ -40,7 +40,7 @@ class MemoryModel:
         self.config = SimpleNamespace(num_layers=2, num_kv_heads=1, head_dim=3, vocab_size=vocab_size)
         self.passes = None  # forward passes so far, on the device
 
-    def forward(self, ids, positions, caches, meta):
+    def forward(self, ids, positions, caches, meta, wanted=None):
         assert len(meta.slot) == len(ids) == len(positions)
         row = torch.arange(len(ids), device=ids.device)
         s = torch.searchsorted(meta.cu_q.long(), row, right=True) - 1  # the sequence of each row
@@ -60,7 +60,8 @@ class MemoryModel:
             tokens, at, _ = flat[slots, 0].unbind(-1)
             right &= ((at == p) | ~seen).all(1) & (tokens.gather(1, positions[:, None])[:, 0] == ids)
             hashes.append(torch.where(seen, scramble(tokens.nan_to_num().long(), p), 0).sum(1) & MASK)
-        return torch.where(right & (torch.stack(hashes) == hashes[0]).all(0), hashes[0], -1)[:, None]
+        hidden = torch.where(right & (torch.stack(hashes) == hashes[0]).all(0), hashes[0], -1)[:, None]
+        return hidden if wanted is None else hidden[wanted]
 
     def logits(self, hidden):
         token = torch.arange(self.config.vocab_size, device=hidden.device)

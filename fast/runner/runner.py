@@ -49,8 +49,9 @@ class Launched:
     cu_q               query offsets int32 [S + 1], on the host
     which              the plan.seqs that sample
     inputs, hidden     of the forward pass; hidden [T, H], and T may be padded
-    at, row, length    int32 tensors, one entry per position that is sampled: its place in ``hidden`` (None: the first
-                       so many), its row, the tokens known before it. In a decode step padding follows.
+    at, row, length    int32 tensors, one entry per position that is sampled: its place among the step's tokens (None:
+                       the first so many), its row, the tokens known before it. In a decode step padding follows.
+    wanted             ``at``, if these are the only tokens of which there are hidden states
     graph              the decode step's batch size, None for all other steps
     """
 
@@ -63,9 +64,16 @@ class Launched:
     inputs: Inputs | None = None
     hidden: Tensor | None = None
     at: Tensor | None = None
+    wanted: Tensor | None = None
     row: Tensor | None = None
     length: Tensor | None = None
     graph: int | None = None
+
+    @property
+    def hidden_rows(self) -> Ints:
+        """Which of the step's tokens the first rows of ``hidden`` are."""
+        rows = np.arange(self.cu_q[-1]) if self.wanted is None else self.cu_q[1:][self.which] - 1
+        return rows.astype(np.int64)
 
 
 class ModelRunner:
@@ -206,8 +214,10 @@ class ModelRunner:
         step.inputs = build_inputs(
             self.rows, row, start, writes, new_block, cu_q, tokens=int(step.cu_q[-1]), max_q=longest
         )
+        if not self.rows.pooled and not (self.rows.sampler.prompt_logprobs[step.rows] >= 0).any():
+            step.wanted = step.at
         i = step.inputs
-        step.hidden = self.model.forward(i.ids, i.positions, self.caches, i.meta)  # type: ignore[arg-type]
+        step.hidden = self.model.forward(i.ids, i.positions, self.caches, i.meta, step.wanted)  # type: ignore[arg-type]
 
     def _apply(self, plan: StepPlan) -> Ints:
         """Everything before the forward pass, in the documented order. -> the block that each of plan.seqs gained, if
@@ -287,7 +297,9 @@ class ModelRunner:
             self._fetcher.before_overwriting()
             choose_all = partial(self._choose, step.hidden, step.row, step.length, wants)
             return [self._graphs.run(("sample", step.graph, wants), choose_all)[:count]]
-        hidden = step.hidden[:count] if step.at is None else step.hidden.index_select(0, step.at)
+        hidden = step.hidden[:count]
+        if step.at is not None and step.wanted is None:
+            hidden = step.hidden.index_select(0, step.at)
         logits = self.model.logits(hidden)
         in_batch = {i: k for k, i in enumerate(step.which)} if masks else {}
         by_position = {in_batch[i]: mask for i, mask in masks.items()}

@@ -33,14 +33,23 @@ class Lockstep:
     names   ``weight_names`` of the model, to say where in it an op is
     rows    which of the step's tokens the first rows of every result are; rows behind these are padding
     meta    the step's metadata for the reference's attention; None: there will be none
+    wanted  which tokens the rows are once the last layer has left the others out; None: it never does
     stage   what is put before the names of ops
     """
 
     def __init__(
-        self, own: Any, names: Mapping[int, str], rows: Ints, meta: AttnMeta | None = None, stage: str = ""
+        self,
+        own: Any,
+        names: Mapping[int, str],
+        rows: Ints,
+        meta: AttnMeta | None = None,
+        *,
+        wanted: Ints | None = None,
+        stage: str = "",
     ) -> None:
         self.checks: list[Check] = []
         self._own, self._names, self._rows, self._meta, self._stage = own, names, rows, meta, stage
+        self._wanted = rows if wanted is None else wanted
         self._calls, self._last = 0, "the beginning"
         if meta is not None:
             self._writes = torch.nonzero(meta.slot[: len(rows)] >= 0)[:, 0]
@@ -95,6 +104,7 @@ class Lockstep:
     def _compare(
         self, what: str, got: Tensor, expected: Tensor, rows: Ints, inputs: Sequence[Tensor] = (), *, factor: int = 1
     ) -> None:
+        rows = rows if len(expected) >= len(rows) else self._wanted
         errors = row_errors(got[: len(rows)], expected[: len(rows)])
         self.checks.append(Check(what, shapes_of(inputs, got), factor * TOLERANCE[expected.dtype], errors, rows))
 

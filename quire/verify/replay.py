@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -31,7 +33,7 @@ class Recording:
     plan      the step, from rows that are empty and a cache of ``about["num_blocks"]`` blocks
     masks     of the sequences that have a grammar, by their place in the plan
     caches    K and V of each layer's blocks, from block 1 on
-    hidden    the hidden states that the plane computed then
+    hidden    the hidden states that the plane computed then, and which of the step's tokens they are of
     """
 
     about: dict[str, Any]
@@ -39,6 +41,7 @@ class Recording:
     masks: dict[int, Tensor]
     caches: list[tuple[Tensor, Tensor]]
     hidden: Tensor
+    hidden_rows: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def read(path: str | Path) -> Recording:
     masks = {i: tensors[f"mask.{i}"] for i in range(len(plan.seqs)) if f"mask.{i}" in tensors}
     layers = sum(name.startswith("k.") for name in tensors)
     caches = [(tensors[f"k.{i}"], tensors[f"v.{i}"]) for i in range(layers)]
-    return Recording(about, plan, masks, caches, tensors["hidden"])
+    return Recording(about, plan, masks, caches, tensors["hidden"], tensors["hidden_rows"].numpy())
 
 
 def _new_seq(*, kind: str, params: dict[str, Any], stop_ids: list[int], **fields: Any) -> NewSeq:
@@ -104,11 +107,12 @@ def replay(recording: Recording, *, model: str | None = None) -> list[Run]:
         if runner.device.type == "cuda":
             torch.cuda.synchronize(runner.device)
         verified.forward(plan)
-        hidden = runner.launched.hidden
+        hidden, rows = runner.launched.hidden, runner.launched.hidden_rows
         verified.sample(recording.masks).wait()
         if verified.steps == len(runs):
             raise ConfigError("FILE", about["step"], "this step cannot be verified here", "The error above says why")
-        off = row_errors(hidden[: plan.num_tokens].cpu(), recording.hidden).max()
-        runs.append(Run(diverged.pop().differences if diverged else [], float(off)))
+        _, now, then = np.intersect1d(rows, recording.hidden_rows, return_indices=True)
+        errors = row_errors(hidden.cpu()[torch.from_numpy(now)], recording.hidden[torch.from_numpy(then)])
+        runs.append(Run(diverged.pop().differences if diverged else [], max(errors.tolist(), default=0.0)))
         plan = replace(plan, ends=[seq.row for seq in plan.seqs])
     return runs

@@ -18,6 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -98,8 +99,10 @@ def write(path: Path, divergence: Divergence, about: dict[str, Any]) -> None:
         for letter, cache in zip("kv", pair):
             tensors[f"{letter}.{layer}"] = cache.index_select(0, blocks.to(cache.device)).cpu()
     ends = torch.tensor([0] + [s.n for s in plan.seqs]).cumsum(0).tolist()
-    rows = torch.cat([torch.arange(ends[i], ends[i + 1]) for i in kept])
-    tensors["hidden"] = divergence.hidden[rows.to(divergence.hidden.device)].cpu()
+    rows = np.concatenate([np.arange(ends[i], ends[i + 1]) for i in kept])
+    among = np.isin(divergence.hidden_rows, rows)
+    tensors["hidden"] = divergence.hidden[torch.from_numpy(among).to(divergence.hidden.device)].cpu()
+    tensors["hidden_rows"] = torch.from_numpy(np.searchsorted(rows, divergence.hidden_rows[among]))
     starts, seqs = [], []
     for k, i in enumerate(kept):
         seq = plan.seqs[i]

@@ -65,7 +65,8 @@ class Divergence:
     differences   in the order in which they came up; the first one names the culprit
     tables        row -> its blocks
     started       row -> how its sequence began (of a fork: as if it had been a request of its own)
-    hidden        the hidden states of the step's tokens, as the plane computed them [T, H]
+    hidden        hidden states as the plane computed them [R, H]
+    hidden_rows   which of the step's tokens they are of, int64 [R]
     """
 
     runner: Runner
@@ -75,6 +76,7 @@ class Divergence:
     tables: dict[int, list[int]]
     started: dict[int, NewSeq]
     hidden: Tensor
+    hidden_rows: npt.NDArray[np.int64]
 
     def sequence_of(self, difference: Difference) -> int:
         """The index in ``plan.seqs`` of the sequence in which a difference is greatest."""
@@ -156,19 +158,20 @@ class VerifiedRunner:
         self.steps += 1
         if found:
             self.divergences += 1
-            hidden = step.hidden[: plan.num_tokens]
-            tables, started = self._tables.rows, self._started
-            self._on_divergence(Divergence(runner, plan, masks, found, tables, started, hidden))
+            tables, started, rows = self._tables.rows, self._started, step.hidden_rows
+            hidden = step.hidden[: len(rows)]
+            self._on_divergence(Divergence(runner, plan, masks, found, tables, started, hidden, rows))
 
     def _forward_checks(self, step: Any) -> list[Check]:
         """The step's forward pass in lockstep, and its outcome against the one that was launched."""
-        inputs, rows = step.inputs, np.arange(step.plan.num_tokens)
+        inputs, rows = step.inputs, step.hidden_rows
         meta = inputs.meta
         # Each plane derives what it needs from metadata of its own.
         reference_meta = AttnMeta(meta.cu_q, meta.seq_len, meta.block_table, meta.slot)
-        lockstep = Lockstep(self.runner.model.ops, self._names, rows, reference_meta)
+        tokens = np.arange(step.plan.num_tokens)
+        lockstep = Lockstep(self.runner.model.ops, self._names, tokens, reference_meta, wanted=rows)
         own_meta = replace(meta, derived={})
-        hidden = self._twin(lockstep).forward(inputs.ids, inputs.positions, self.runner.caches, own_meta)
+        hidden = self._twin(lockstep).forward(inputs.ids, inputs.positions, self.runner.caches, own_meta, step.wanted)
         errors = row_errors(step.hidden[: len(rows)], hidden[: len(rows)])
         tolerance = REPEATED * TOLERANCE[hidden.dtype]
         return [*lockstep.checks, Check("hidden states", shapes_of([], hidden), tolerance, errors, rows)]
@@ -219,7 +222,8 @@ class VerifiedRunner:
         return twin
 
     def _hidden(self, step: Any, which: list[int]) -> Tensor:
-        return step.hidden[torch.from_numpy(self._positions(step, which)).to(step.hidden.device)]
+        at = np.searchsorted(step.hidden_rows, self._positions(step, which))
+        return step.hidden[torch.from_numpy(at).to(step.hidden.device)]
 
     def _positions(self, step: Any, which: list[int]) -> npt.NDArray[np.int64]:
         """The last token of each of these sequences, counted in the step."""

@@ -3,12 +3,14 @@
 A model has
 
     config, max_model_len, ops
-    forward(ids [T], positions [T], caches, meta) -> hidden [T, embed_size], after the final norm
+    forward(ids [T], positions [T], caches, meta, wanted) -> hidden [T, embed_size], after the final norm
     logits(hidden [R, embed_size]) -> [R, vocab_size], in the dtype of its weights
     places() -> checkpoint name to the tensor (or part of one) that takes its values
 
-where ``caches`` is one pair of K and V tensors per layer, [num_blocks, block_size, kv_heads, head_dim]. Models are
-plain classes that hold tensors; call them under ``torch.inference_mode()``.
+where ``caches`` is one pair of K and V tensors per layer, [num_blocks, block_size, kv_heads, head_dim]. ``wanted`` (int
+[R], or None for all) are the tokens whose hidden states are asked for, and only these are returned. For the others all
+that counts is their K and V, so behind its attention the last layer leaves them out: of a prompt that is a large part
+of a layer's work. Models are plain classes that hold tensors; call them under ``torch.inference_mode()``.
 """
 
 from __future__ import annotations
@@ -50,7 +52,12 @@ class Model(Protocol):
 
     def places(self) -> dict[str, Tensor]: ...
     def forward(
-        self, ids: Tensor, positions: Tensor, caches: list[tuple[Tensor, Tensor]], meta: AttnMeta
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        caches: list[tuple[Tensor, Tensor]],
+        meta: AttnMeta,
+        wanted: Tensor | None = None,
     ) -> Tensor: ...
     def logits(self, hidden: Tensor) -> Tensor: ...
 

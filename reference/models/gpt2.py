@@ -96,8 +96,18 @@ class GPT2:
                 places[f"h.{i}.{name}.bias"] = bias
         return places
 
-    def forward(self, ids: Tensor, positions: Tensor, caches: list[tuple[Tensor, Tensor]], meta: AttnMeta) -> Tensor:
-        """ids and positions [T] -> hidden states after the final norm [T, hidden_size]; fills this step's K/V."""
+    def forward(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        caches: list[tuple[Tensor, Tensor]],
+        meta: AttnMeta,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
+        """ids and positions [T] -> hidden states after the final norm [T, hidden_size]; fills this step's K/V.
+
+        With ``wanted`` [R]: those of these tokens, [R, hidden_size].
+        """
         c, ops = self.config, self.ops
         act = ops.relu if c.activation == "relu" else ops.gelu_new
         x = ops.embed(ids, self.embedding) + ops.embed(positions, self.positions)
@@ -105,6 +115,8 @@ class GPT2:
             y = ops.layer_norm(x, layer.norm1, layer.norm1_bias, c.norm_eps)
             q, k, v = ops.linear(y, layer.qkv, layer.qkv_bias).unflatten(1, (3, c.num_heads, c.head_dim)).unbind(1)
             y = ops.attention(q, k, v, *cache, meta, scale=c.head_dim**-0.5)
+            if wanted is not None and layer is self.layers[-1]:
+                x, y = x.index_select(0, wanted), y.index_select(0, wanted)
             x = x + ops.linear(y.flatten(1), layer.o, layer.o_bias)
             y = ops.layer_norm(x, layer.norm2, layer.norm2_bias, c.norm_eps)
             x = x + ops.linear(act(ops.linear(y, layer.up, layer.up_bias)), layer.down, layer.down_bias)

@@ -109,8 +109,18 @@ class Llama:
                 places[f"{at}mlp.down_proj.{kind}"] = down
         return {name: place for name, place in places.items() if place is not None}
 
-    def forward(self, ids: Tensor, positions: Tensor, caches: list[tuple[Tensor, Tensor]], meta: AttnMeta) -> Tensor:
-        """ids and positions [T] -> hidden states after the final norm [T, hidden_size]; fills this step's K/V."""
+    def forward(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        caches: list[tuple[Tensor, Tensor]],
+        meta: AttnMeta,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
+        """ids and positions [T] -> hidden states after the final norm [T, hidden_size]; fills this step's K/V.
+
+        With ``wanted`` [R]: those of these tokens, [R, hidden_size].
+        """
         c, ops = self.config, self.ops
         q_size, kv_size = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
         residual = ops.embed(ids, self.embedding)
@@ -124,6 +134,8 @@ class Llama:
                 q, k, positions, self.cos_sin, eps=c.norm_eps, q_weight=layer.q_norm, k_weight=layer.k_norm
             )
             x = ops.attention(q, k, v, *caches[i], meta, scale=c.head_dim**-0.5, window=layer.window)
+            if wanted is not None and layer is self.layers[-1]:
+                x, residual = x.index_select(0, wanted), residual.index_select(0, wanted)
             x = ops.linear(x.flatten(1), layer.o, layer.o_bias)
             x, residual = ops.add_rms_norm(x, residual, layer.mlp_norm, c.norm_eps)
             x = ops.silu_and_mul(ops.linear(x, layer.gate_up, layer.gate_up_bias))

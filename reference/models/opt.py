@@ -114,8 +114,18 @@ class OPT:
                 places[f"{at}final_layer_norm.{kind}"] = norm2
         return {name: place for name, place in places.items() if place is not None}
 
-    def forward(self, ids: Tensor, positions: Tensor, caches: list[tuple[Tensor, Tensor]], meta: AttnMeta) -> Tensor:
-        """ids and positions [T] -> hidden states [T, embed_size]; fills this step's K/V."""
+    def forward(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        caches: list[tuple[Tensor, Tensor]],
+        meta: AttnMeta,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
+        """ids and positions [T] -> hidden states [T, embed_size]; fills this step's K/V.
+
+        With ``wanted`` [R]: those of these tokens, [R, embed_size].
+        """
         c, ops = self.config, self.ops
         act = ops.relu if c.activation == "relu" else ops.gelu_new
         x = ops.embed(ids, self.embedding)
@@ -126,6 +136,8 @@ class OPT:
             y = ops.layer_norm(x, layer.norm1, layer.norm1_bias, c.norm_eps) if c.norm_first else x
             q, k, v = ops.linear(y, layer.qkv, layer.qkv_bias).unflatten(1, (3, c.num_heads, c.head_dim)).unbind(1)
             y = ops.attention(q, k, v, *cache, meta, scale=c.head_dim**-0.5)
+            if wanted is not None and layer is self.layers[-1]:
+                x, y = x.index_select(0, wanted), y.index_select(0, wanted)
             x = x + ops.linear(y.flatten(1), layer.o, layer.o_bias)
             if not c.norm_first:
                 x = ops.layer_norm(x, layer.norm1, layer.norm1_bias, c.norm_eps)

@@ -116,8 +116,11 @@ class Paged:
         self.tables: dict[int, list[int]] = {}
         self.lengths: dict[int, int] = {}
 
-    def step(self, work: list[tuple[int, list[int]]]) -> list[torch.Tensor]:
-        """Run each (sequence, its next tokens); -> per sequence the logits [n, vocab] of these tokens."""
+    def step(self, work: list[tuple[int, list[int]]], last_only: bool = False) -> list[torch.Tensor]:
+        """Run each (sequence, its next tokens); -> per sequence the logits [n, vocab] of these tokens.
+
+        ``last_only``: the model is told that only the last tokens' are wanted, [1, vocab].
+        """
         ids, positions, counts = [], [], []
         for seq, tokens in work:
             table, start = self.tables.setdefault(seq, []), self.lengths.get(seq, 0)
@@ -132,8 +135,9 @@ class Paged:
             counts, [self.lengths[s] for s in seqs], [self.tables[s] for s in seqs], self.block_size
         )
         with torch.inference_mode():
-            hidden = self.model.forward(torch.tensor(ids), torch.tensor(positions), self.caches, meta)
-            return list(self.model.logits(hidden).split(counts))
+            wanted = meta.cu_q[1:] - 1 if last_only else None
+            hidden = self.model.forward(torch.tensor(ids), torch.tensor(positions), self.caches, meta, wanted)
+            return list(self.model.logits(hidden).split([1] * len(counts) if last_only else counts))
 
 
 def load(folder: Path, **kwargs: Any) -> Model:

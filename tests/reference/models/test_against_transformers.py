@@ -40,6 +40,15 @@ def test_logits_of_ragged_chunked_prefill(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
+def test_tokens_nobody_asks_for_leave_their_keys_and_values(name: str, tmp_path: Path) -> None:
+    model = load(save(hf_model(name), tmp_path))
+    everything, last = Paged(model), Paged(model)
+    for work in ([(0, [7, 8, 9, 4]), (1, [5])], [(0, [11]), (1, [3] * 6)], [(0, [12]), (1, [13])]):
+        expected = [logits[-1:] for logits in everything.step(work)]
+        torch.testing.assert_close(last.step(work, last_only=True), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
 def test_greedy_tokens(name: str, tmp_path: Path) -> None:
     hf = hf_model(name)
     model = load(save(hf, tmp_path), ops=invariant if name in ("llama3", "gpt2") else ops)
