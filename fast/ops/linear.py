@@ -2,19 +2,21 @@
 
 The idea. For many rows a matrix product is bound by the matrix units, and cuBLAS is very good at it. For one row it is
 bound by reading the weight once, and a small matrix (Qwen3-0.6B's are 2 to 12 MB) is over before a kernel made of
-large tiles has filled the GPU. There a program that takes just two rows of the weight, and so thousands of programs,
-comes much closer to the memory's speed. The small
-kernel runs for one row; from two rows on cuBLAS was at least as fast.
+large tiles has filled the GPU. There a program that takes just a few rows of the weight, and so a thousand programs,
+comes much closer to the memory's speed; the first weights are fetched while the kernel before still runs.
 
-All linears of one step, one row, bf16, microseconds on an H200 (``python -m benchmarks.kernels --only linear``):
+Which of the two runs is looked up by the number of rows. From two rows on it is cuBLAS: tiles of 16 to 128 rows in
+Triton, weights fetched ahead, were at best a tenth faster (64 rows of the 0.6B shape), and slower for larger matrices.
 
-                      this kernel   cuBLAS   share of the bandwidth
-    Qwen3-0.6B                546      960                      50%
-    Llama-3.2-1B              711      861                      80%
-    Llama-3-8B              3,771    4,073                      91%
+Microseconds for one row, bf16, on an H200 (a chain in a graph): rows of the weight x columns, this kernel, the floor.
+
+    Qwen3-0.6B    4096 x 1024   3.3  1.9        1024 x 2048   2.0  1.0
+                  6144 x 1024   4.2  2.9        1024 x 3072   2.8  1.5
+    Llama-3-8B    6144 x 4096  14.2  11.6       4096 x 4096  10.3  7.7
+                 28672 x 4096  54.6  54.0       4096 x 14336 28.8  27.0
 
 Roofline of the small kernel: bytes; N * K numbers of the weight. A layer of the 0.6B model has 32 MB in four kernels of
-3 to 6 µs each: there the launches are what is left.
+2 to 4 µs each: there the launches are what is left.
 """
 
 from __future__ import annotations
