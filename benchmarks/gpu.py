@@ -1,6 +1,6 @@
 """The fast data plane on a GPU, end to end: throughput, one request, first token, start. With vLLM in the same run.
 
-    python -m benchmarks.gpu [--models qwen3-0.6b,…] [--sections A,E,one,ttft,start] [--vllm SITE] [--hf] [--json PATH]
+    python -m benchmarks.gpu [--models qwen3-0.6b,…] [--sections A,E,…] [--vllm SITE] [--hf] [--json PATH]
 
 Three shapes with random weights in bfloat16; prompts are token ids, and every request runs to its full length.
 
@@ -9,6 +9,8 @@ Three shapes with random weights in bfloat16; prompts are token ids, and every r
     one/…    milliseconds per token of a single request (32 in, 512 out, greedy)
     ttft/…   milliseconds to the first token of a prompt of 2,048 tokens
     start/…  seconds from the start of Python to the first token: kernel cache empty (-cold), and not (-warm)
+    A-invariant/…  A with batch_invariant=True (section "invariant"); its ratio to A is what that costs
+    kernel/…  the kernels one by one (section "kernel"), see ``benchmarks.kernels``
 
 ``floor`` is the time that reading weights and K/V takes at the bandwidth measured here (a sum over 4 GB), plus prompts
 at the rate of a large matrix product. Each engine runs in processes of its own. ``--vllm`` names a folder that has vLLM
@@ -30,7 +32,7 @@ from statistics import median
 from typing import Any
 
 BEGAN = time.time()
-SECTIONS = ("A", "E", "one", "ttft", "start")
+SECTIONS = ("A", "E", "one", "ttft", "start", "invariant", "kernel")
 COMMON = {"torch_dtype": "bfloat16", "tie_word_embeddings": True, "rms_norm_eps": 1e-5, "hidden_act": "silu"}
 
 
@@ -77,7 +79,8 @@ class Driver:
             settings |= {"skip_tokenizer_init": True, "gpu_memory_utilization": 0.8}
         else:
             settings |= {"max_num_seqs": 1024, "max_num_batched_tokens": 8192, "gpu_memory_utilization": 0.8}
-        module = __import__(package)
+            settings["batch_invariant"] = package == "quire-invariant"
+        module = __import__(package.partition("-")[0])
         self.params = module.SamplingParams
         self.llm = module.LLM(folder, **settings)
 
@@ -149,18 +152,6 @@ def work_hf(folder: str) -> None:
 # ------------------------------------------------------------------------------------------------ in the first process
 
 
-def ceilings() -> tuple[float, float]:
-    """Bytes read per second and bf16 operations per second."""
-    import torch
-    import triton
-
-    x = torch.empty(1 << 30, device="cuda").normal_()
-    read = x.numel() * 4 / (triton.testing.do_bench(x.sum, return_mode="median") / 1e3)
-    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
-    matrix = 2 * 8192**3 / (triton.testing.do_bench(lambda: a @ a, return_mode="median") / 1e3)
-    return read, matrix
-
-
 def floors(config: dict[str, Any], read: float, matrix: float) -> dict[str, float]:
     """Each section's figure if nothing cost anything but memory traffic and, for prompts, matrix products."""
     hidden, ffn = config["hidden_size"], config["intermediate_size"]
@@ -196,6 +187,7 @@ def child(package: str, folder: str, sections: list[str], **environment: str) ->
 
 
 def main() -> None:
+    from benchmarks.kernels import Ceilings, measure
     from quire.report import Row, show, write
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -206,9 +198,11 @@ def main() -> None:
     parser.add_argument("--json", metavar="PATH")
     args = parser.parse_args()
     sections = args.sections.split(",")
-    measured = [section for section in sections if section != "start"]
-    read, matrix = ceilings()
-    rows = [Row("read", read / 1e12, "TB/s"), Row("matrix", matrix / 1e12, "TFLOP/s")]
+    measured = [section for section in ("A", "E", "one", "ttft") if section in sections]
+    limits = Ceilings()  # in bytes and operations per microsecond
+    rows = [Row("read", limits.read / 1e6, "TB/s"), Row("matrix", limits.matrix / 1e6, "TFLOP/s")]
+    if "kernel" in sections:
+        rows += measure(limits)
     for model in args.models.split(","):
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "config.json").write_text(json.dumps(MODELS[model]))
@@ -219,7 +213,8 @@ def main() -> None:
                 found["vllm"] = child("vllm", folder, measured, PYTHONPATH=args.vllm, HF_HUB_OFFLINE="1")
             if args.hf:
                 found["hf"] = child("hf", folder, measured)
-        found["floor"] = {name: [value] for name, value in floors(MODELS[model], read, matrix).items()}
+            more = child("quire-invariant", folder, ["A"]) if "invariant" in sections else {}
+        found["floor"] = {k: [v] for k, v in floors(MODELS[model], limits.read * 1e6, limits.matrix * 1e6).items()}
         for section in measured:
             value = median(found["quire"].get(section, [float("nan")]))
             more_is_better = section in ("A", "E")
@@ -227,6 +222,9 @@ def main() -> None:
             ratios = {p: value / v if more_is_better else v / value for p, v in peers.items()}
             unit = {"A": "output tok/s", "E": "output tok/s", "one": "ms per token", "ttft": "ms"}[section]
             rows.append(Row(f"{section}/{model}", value, unit, ratios))
+            if section == "A" and more:
+                invariant = median(more["A"])
+                rows.append(Row(f"A-invariant/{model}", invariant, unit, {"A": invariant / value}))
         for kind, result in (("cold", cold), ("warm", found["quire"])):
             if "start" in sections and result:
                 rows.append(Row(f"start/{model}-{kind}", result["start"][0], "s"))

@@ -11,7 +11,7 @@ always fresh; small activations are in the cache, as they are in an engine. Rand
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import triton
@@ -216,18 +216,23 @@ GROUPS = {
 }
 
 
+def measure(limits: Ceilings, groups: Iterable[str] = tuple(GROUPS)) -> list[Row]:
+    torch.manual_seed(0)
+    rows: list[Row] = []
+    for name in groups:
+        rows += GROUPS[name](limits)
+        torch.cuda.empty_cache()
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only", choices=GROUPS, action="append")
     parser.add_argument("--json")
     args = parser.parse_args()
-    torch.manual_seed(0)
     limits = Ceilings()
     title = f"read {limits.read / 1e6:.2f} TB/s, bf16 matrix product {limits.matrix / 1e6:.0f} TFLOP/s"
-    rows: list[Row] = []
-    for name in args.only or GROUPS:
-        rows += GROUPS[name](limits)
-        torch.cuda.empty_cache()
+    rows = measure(limits, args.only or GROUPS)
     show(rows, title)
     if args.json:
         write(args.json, rows, "python -m benchmarks.kernels")
