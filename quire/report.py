@@ -46,7 +46,7 @@ def hardware() -> str:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that figures depend on, as far as they are installed."""
     found = {"python": platform.python_version()}
-    for name in ("quire", "torch", "transformers", "triton", "numpy", "llguidance", "xgrammar"):
+    for name in ("quire", "torch", "transformers", "triton", "numpy", "numba", "llguidance", "xgrammar"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

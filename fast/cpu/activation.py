@@ -1,7 +1,8 @@
 """The non-linear functions between the two halves of a feed-forward layer.
 
-The idea: one pass, with an exponential that the compiler can put on vector units. 64 rows of 2 × 512: 12 µs against
-the reference's 30. (At the bound of arithmetic: about 20 instructions per number.)
+The idea: one pass, with an exponential that the compiler can put on vector units. Bound by arithmetic, about 20
+instructions per number. On one core, float32: ``silu_and_mul`` of 512 rows of 2 × 512 in 191 µs (0.7 ns per number),
+the reference's two operators 223; ``gelu_new`` of 512 rows of 1,024 in 342 µs, the reference 3,063.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ to do is to keep away from library calls that choose an order by the shape of th
 - ``linear`` multiplies tiles of exactly 16 rows, so the library always solves the same problem;
 - ``attention`` sends every query through the loop over the blocks, however many a sequence has.
 
-The claim holds per machine. Its price on two cores, 8 layers of pocket in bfloat16: nothing for decodes of up to 16
-sequences; a step of 64 sequences and the prompts take longer.
+The claim holds per machine. Its price, 64 requests on pocket on one core, in time: +34% in bfloat16, +28% in float32;
+most of it is ``linear``, which reads its weight once per 16 rows.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 """The compiled loops of this plane, in one file: numba's cache on disk notices a change of a kernel's own file only.
+(After a change of ``launch``, which kernels use too, touch this file.)
 
 Memory is addressed by numbers, as in C: ``f32(address, first, n)`` is an array of the n float32 numbers from number
 ``first`` on. (Slices of arrays are counted references in numba; counting costs more than a row of 64 numbers.)

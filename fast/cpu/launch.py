@@ -1,16 +1,16 @@
 """Launching compiled loops on the threads that torch has anyway.
 
-A kernel is a loop in Python that numba compiles (``quire.fast.cpu.kernels``). It is called with tensors and numbers,
+A kernel is a loop in Python that numba compiles (``quire.fast.cpu.kernels``). It is called with addresses and numbers,
 
-    rms_norm(x, weight, out, rows, width, 1e-5, threads=2)
+    scale(x.data_ptr(), len(x), 0.5, threads=2)
 
-and each thread finds them as addresses and numbers, with its own part of the work, by ``arguments(at)``.
+and each thread finds them, with its own part of the work, by ``arguments(at)``.
 
 The idea is in the launch. numba's own parallel loops bring a second pool of threads, and two pools on the same cores
 hinder each other, because idle threads keep spinning for a while: 30 µs per launch and more. torch runs its operators
 by ``#pragma omp parallel``, which in machine code is one function, ``GOMP_parallel(function, argument, threads)``.
-Called with the address of a compiled kernel it runs that on torch's threads; a launch costs 2.5 µs, like the
-smallest of torch's operators. Where torch's OpenMP has no such function (macOS, Windows) kernels run in one thread.
+Called with the address of a compiled kernel it runs that on torch's threads; a launch costs 2.5 µs, like the smallest
+of torch's operators. Where torch's OpenMP has no such function (macOS, Windows) kernels run in one thread.
 
 numba keeps machine code on disk, in ``__pycache__`` or the user's cache folder. A kernel is compiled, or loaded, when
 it is launched for the first time: importing this plane compiles nothing.

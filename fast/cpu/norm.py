@@ -1,6 +1,8 @@
 """Normalisation over the hidden dimension, in float32 whatever the dtype of the activations.
 
-The idea: one pass per row instead of the reference's seven operators.
+The idea: one pass per row instead of the reference's seven operators. Bound by memory in theory; in decode steps by the
+call, of whose 8 µs the launch is 2.5 and the rest Python (views, results, addresses). ``add_rms_norm`` of 64 rows of
+256 on one core: float32 14 µs, bfloat16 18; the reference 17 and 26. Of 512 rows: 73 and 84 µs against 112 and 141.
 """
 
 from __future__ import annotations

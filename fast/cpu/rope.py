@@ -1,7 +1,8 @@
 """Rotary position embedding, with the RMS norm of each head that some models put before it, in one pass.
 
 The idea: a head of 64 numbers is loaded, normed, turned and stored without leaving the processor's first cache; the
-reference needs nine operators. 64 tokens of 12 heads: 16 µs against 140.
+reference needs nine operators. 64 tokens of 8 + 4 heads on one core: float32 22 µs, bfloat16 26; the reference 47 and
+60. Of 512 tokens: 170 and 157 µs against 1,540 and 740. (Bound: 8 µs for the call, 0.4 MB of memory per 64 tokens.)
 """
 
 from __future__ import annotations
