@@ -7,8 +7,8 @@ names once more, with results that do not depend on the batch. Three ideas make 
 - what torch does in many small operators (norms, rotation, activations) is one compiled loop each;
 - 16-bit weights are brought into the order of the processor's matrix units once, not at every product (``linear``).
 
-The loops are Python, compiled by numba (``kernels``) and run on torch's own threads (``launch``). Tests compare each op
-with the reference; ``python -m benchmarks.cpu`` compares the whole with transformers.
+The loops are Python, compiled by numba (``kernels``, ``attend``) and run on torch's own threads (``launch``). Tests
+compare each op with the reference; ``python -m benchmarks.cpu`` compares the whole with transformers.
 """
 
 from quire.fast.cpu.activation import gelu_new, relu, silu_and_mul

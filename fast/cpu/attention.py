@@ -1,15 +1,15 @@
 """Causal attention over the paged KV cache that reads keys and values where they are.
 
 The idea. torch attends to dense tensors only, so the reference copies the blocks of every sequence into one before it
-attends: it reads the context, writes it, and reads it again. A loop of our own (``kernels.attend``) follows the block
+attends: it reads the context, writes it, and reads it again. A loop of our own (``attend``) follows the block
 table instead: 16 keys at a time are located (or widened to float32, if the cache is 16 bits wide) for all heads, then
 every query row of the piece meets them, while the processor is told to fetch the next 16, because it cannot guess where
 a block table leads. The scores of a row are kept whole, so there is no running maximum; the values are read in a second
 pass.
 
-Decodes are bound by reading K and V. 64 sequences of 108 tokens, 4 K/V heads of 64, one core that reads 15 GB/s: float32
-1.43 ms, 9.9 GB/s, 66% (without fetching 1.83); bfloat16 0.85 ms, 8.3 GB/s, 55% (1.25), and then the arithmetic is the
-bound, 0.65 ms. Two cores halve that. Copy and attend takes 2.3 times as long.
+Decodes are bound by reading K and V. 64 sequences of 108 tokens, 4 K/V heads of 64, one core that reads 15 GB/s:
+float32 1.43 ms, 9.9 GB/s, 66% (without fetching 1.83 ms); bfloat16 0.85 ms, 8.3 GB/s, 55% (1.25 ms), where the
+arithmetic alone takes 0.65. To copy and attend takes about twice as long.
 
 A prompt chunk is bound by arithmetic, and there torch's matrix products are the faster ones: a sequence with more than
 FEW queries is gathered and goes through torch's attention, one call per 256 queries, in which the copy is small change.
@@ -23,8 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from quire.fast.cpu.attend import attend
 from quire.fast.cpu.cache import write_kv
-from quire.fast.cpu.kernels import KINDS, attend
+from quire.fast.cpu.kernels import KINDS
 from quire.fast.cpu.launch import empty_result, rows_dense, threads_for
 from quire.fast.metadata import AttnMeta
 
