@@ -19,6 +19,7 @@ it is launched for the first time: importing this plane compiles nothing.
 from __future__ import annotations
 
 import ctypes
+import logging
 import struct
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -33,6 +34,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
+logger = logging.getLogger("quire.fast")
 MOST = 32  # arguments of a kernel
 
 # OpenMP's answers to a running kernel, by names that ``_openmp`` binds to addresses.
@@ -119,9 +121,18 @@ def _compile(body: Callable[[Any], None]) -> Any:
     _openmp()
     signature = types.void(types.voidptr)
     try:
-        return cfunc(signature, cache=True, error_model="numpy")(body)
+        compiled = cfunc(signature, cache=True, error_model="numpy")(body)
     except RuntimeError:  # no folder that numba could keep it in
-        return cfunc(signature, error_model="numpy")(body)
+        compiled = cfunc(signature, error_model="numpy")(body)
+    if not compiled.cache_hits:
+        _say_why_it_takes_so_long()
+    return compiled
+
+
+@cache
+def _say_why_it_takes_so_long() -> None:
+    """Once: the first kernel of some twenty has been compiled, which takes seconds in all."""
+    logger.warning("compiling loops for this processor; this takes some seconds, once")
 
 
 @cache
