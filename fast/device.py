@@ -19,7 +19,8 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 # Programmatic dependent launch (Hopper and later): a kernel's programs come in while the previous kernel's last ones
 # still run, and wait where they need its results. Between short kernels that is a microsecond each time. Every kernel
 # that is launched with OVERLAP calls ``overlap`` before it touches what an earlier kernel reads or writes.
-_CAN_OVERLAP = not INTERPRETED and torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
+_NVIDIA = torch.version.cuda is not None and torch.cuda.is_available()
+_CAN_OVERLAP = not INTERPRETED and _NVIDIA and torch.cuda.get_device_capability() >= (9, 0)
 OVERLAP: dict[str, bool] = {"launch_pdl": True} if _CAN_OVERLAP else {}
 _OVERLAPS = tl.constexpr(_CAN_OVERLAP)
 

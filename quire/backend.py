@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,12 @@ def choose(config: EngineConfig, device: str) -> str:
     """The data plane for ``config.backend`` on ``device``: "reference"; "fast" or "cpu", the fast one for NVIDIA GPUs
     or for CPUs. ConfigError if there is none."""
     fast = {"cuda": "fast", "cpu": "cpu"}.get(device.partition(":")[0])
+    if fast == "fast" and find_spec("triton") is None:
+        if config.backend == "fast":
+            raise ConfigError(
+                "backend", "fast", "its kernels need triton, which is not installed", "pip install 'quire[fast]'"
+            )
+        return "reference"
     if config.backend == "fast" and fast is None:
         raise ConfigError(
             "backend", "fast", f"it runs on NVIDIA GPUs and CPUs, and the device is {device!r}",

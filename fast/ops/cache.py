@@ -5,8 +5,8 @@ The layout is the reference's: [num_blocks, block_size, kv_heads, head_dim], blo
 The idea of the two kernels: a token's K and V for all heads are one contiguous stretch each, so a program moves whole
 stretches and computes one address. Roofline: bytes read plus bytes written. A step's new K/V is small (256 decodes of
 an 8B model: 2 MB), so ``write_kv`` costs its launch, about 2 µs, and decode steps do without it: their attention kernel
-writes (``attention_decode``). Copying 2,048 blocks of an 8B model's layer reaches 87% of the
-memory bandwidth on an H200.
+writes (``attention_decode``). Copying 2,048 blocks of an 8B model's layer reaches 87% of the memory
+bandwidth on an H200.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ graphs of their own, so that a step whose tokens need something of the host's (a
 first.
 
 Nothing is captured at the start. A size that comes up for the first time runs eagerly, which also compiles what is not
-compiled yet; when it comes up again it is captured first, which takes as long as launching it once. All graphs take
-their memory from one pool: they never run at the same time.
+compiled yet; when it comes up again it is captured first. All graphs take their memory from one pool: they never run
+at the same time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 def ladder(most: int) -> list[int]:
-    """Batch sizes up to ``most``: the padding costs at most a quarter, and from 16 on an eighth, or 15 rows."""
+    """Batch sizes up to ``most``: 1, 2, 4, 8, then in steps of 8, beyond 128 of 16, beyond 256 of 32, and so on."""
     sizes = [1, 2, 4, 8]
     while sizes[-1] < most:
         sizes.append(sizes[-1] + max(8, (1 << (sizes[-1].bit_length() - 1)) // 8))

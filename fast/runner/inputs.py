@@ -5,7 +5,7 @@ gained, if any. Everything else follows from the rows, which are on the device: 
 has sampled and that the host may not even know yet. One program makes one sequence's inputs (a tile of them, if there
 are many).
 
-Roofline: launch and latency, 3 µs for 256 decodes.
+Roofline: launch and latency; measured on an H200, 2.5 µs for 256 decodes.
 """
 
 from __future__ import annotations

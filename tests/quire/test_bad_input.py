@@ -11,11 +11,13 @@ from quire import (
     LLM,
     CheckpointError,
     ConfigError,
+    EngineConfig,
     PoolingParams,
     QuireError,
     RequestError,
     SamplingParams,
     StructuredOutputsParams,
+    backend,
 )
 from quire import BeamSearchParams as Beams
 from tests.toys import tiny_checkpoint
@@ -199,6 +201,14 @@ def test_no_chat_template(checkpoint, tmp_path):
 def test_the_fast_data_plane_says_where_it_is_not_there(checkpoint):
     error = fails_to_load(checkpoint, ConfigError, backend="fast", device="meta")
     assert error.field == "backend" and "auto" in error.remedy
+
+
+def test_a_gpu_without_triton_is_the_reference_planes(monkeypatch):
+    monkeypatch.setattr(backend, "find_spec", lambda name: None)
+    assert backend.choose(EngineConfig(), "cuda:1") == "reference"
+    with pytest.raises(ConfigError, match="triton") as caught:
+        backend.choose(EngineConfig(backend="fast"), "cuda")
+    assert "pip install" in caught.value.remedy
 
 
 def test_a_device_that_is_not_there(checkpoint):

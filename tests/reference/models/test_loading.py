@@ -254,6 +254,14 @@ def test_zoo_names() -> None:
     assert (resolve("pocket") / "config.json").is_file()
 
 
+def test_random_weights_need_no_file_and_are_always_the_same(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    first, second = (load(tmp_path, load_format="dummy").places() for _ in range(2))
+    assert first.keys() == load(folder).places().keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]) and tensor.isfinite().all()
+
+
 def test_hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     def offline(*args: Any, **kwargs: Any) -> str:
         raise ConnectionError("Name or service not known")
