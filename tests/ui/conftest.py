@@ -1,0 +1,92 @@
+"""A real browser for tests of what people see: the system's Chromium, driven by Playwright, without a network.
+
+Where there is no Chromium these tests are skipped; with QUIRE_BROWSER_TESTS set, as in CI, they fail instead. Pages
+may talk to this machine only: any other address is refused, and fails the test. So does an error in a page's scripts.
+``screenshot`` puts pictures into tests/ui/screenshots, to be looked at.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, BrowserContext, Locator, Page
+
+SCREENSHOTS = Path(__file__).parent / "screenshots"
+FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync", "--disable-dev-shm-usage", "--force-color-profile=srgb",
+)  # fmt: skip
+WIDE = {"width": 1280, "height": 800}
+PHONE = {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One for each module. Not for the whole run: while Playwright runs, this thread cannot run asyncio's tests."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        missing = "no Chromium here: apt-get install chromium"
+        if os.environ.get("QUIRE_BROWSER_TESTS"):
+            pytest.fail(missing)
+        pytest.skip(missing)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def open_context(browser: Browser) -> Iterator[Callable[..., BrowserContext]]:
+    """Makes browser contexts (Playwright's ``new_context`` arguments); at the end none has an error to show."""
+    contexts, problems = [], []
+
+    def guard(route) -> None:
+        address = urlsplit(route.request.url)
+        if address.scheme in ("http", "https") and address.hostname not in ("127.0.0.1", "localhost"):
+            problems.append(f"a page asked for {route.request.url}")
+            route.abort()
+        else:
+            route.continue_()
+
+    def make(**options) -> BrowserContext:
+        context = browser.new_context(**{"viewport": WIDE, **options})
+        context.set_default_timeout(15_000)
+        context.route("**/*", guard)
+        context.on("weberror", lambda error: problems.append(f"an error in a page: {error.error}"))
+        contexts.append(context)
+        return context
+
+    yield make
+    for context in contexts:
+        context.close()
+    assert not problems, "\n".join(problems)
+
+
+@pytest.fixture
+def page(open_context: Callable[..., BrowserContext]) -> Page:
+    """An empty page of 1280 by 800."""
+    return open_context().new_page()
+
+
+@pytest.fixture
+def screenshot() -> Callable[[Page | Locator, str], Path]:
+    """Takes a picture of a page (all of it) or of an element, as tests/ui/screenshots/NAME.png."""
+
+    def take(what: Page | Locator, name: str) -> Path:
+        SCREENSHOTS.mkdir(exist_ok=True)
+        file = SCREENSHOTS / f"{name}.png"
+        whole = {"full_page": True} if hasattr(what, "goto") else {}
+        what.screenshot(path=file, animations="disabled", **whole)
+        return file
+
+    return take

@@ -1,0 +1,59 @@
+"""What a person sees: the drawing component for traces, and the scenarios worth watching. It speaks HTTP only.
+
+    static/quire-trace.js   the custom element <quire-trace>; static/trace/ has its parts
+    scenarios.py            load worth watching: requests, engine arguments, and the words for what happens
+    record.py               plays a scenario against a server and keeps what /trace says, as in traces/
+    traces/                 a recorded trace of each scenario, from the real engine
+
+``component()`` gives the whole component as one text, for pages that have no server behind them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+ENTRY = "quire-trace.js"
+
+_IMPORT = re.compile(r'^import \{[^}]*\} from "\./([\w./-]+)";\n', re.M)
+_EXPORT = re.compile(r"^export (?=(?:async )?(?:function|const|class)\b)", re.M)
+
+
+def static() -> Path:
+    """The folder of files for browsers: the component, and its parts in ``trace/``."""
+    return Path(str(resources.files("quire.ui").joinpath("static")))
+
+
+def trace(name: str) -> str:
+    """The recorded trace of a scenario, as JSON lines. Raises KeyError for a name that there is no trace of."""
+    files = {file.stem: file for file in static().with_name("traces").glob("*.jsonl")}
+    if name not in files:
+        raise KeyError(f"no recorded trace {name!r}; there are {', '.join(sorted(files))}")
+    return files[name].read_text("utf-8")
+
+
+@cache
+def component() -> str:
+    """The component as one classic script: for a page of one file, a notebook's output or an iframe's ``srcdoc``.
+
+    The modules are put one after another, each behind those it imports, in a function of their own. They are written so
+    that this is all a bundler has to do: named imports and exports, and no name twice. ``</`` occurs nowhere in it, so
+    that it may stand between script tags as it is.
+    """
+    body = "".join(_modules(ENTRY, set()))
+    return f'(() => {{\n"use strict";\n{body}}})();\n'.replace("</", "<\\/")
+
+
+def _modules(path: str, seen: set[str]) -> Iterator[str]:
+    """The module at ``path`` under ``static`` without its imports and exports, after the modules that it imports."""
+    if path in seen:
+        return
+    seen.add(path)
+    source = static().joinpath(path).read_text("utf-8")
+    folder = path.rpartition("/")[0]
+    for target in _IMPORT.findall(source):
+        yield from _modules(f"{folder}/{target}" if folder else target, seen)
+    yield _EXPORT.sub("", _IMPORT.sub("", source))
