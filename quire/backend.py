@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from quire.reference.engine import Engine
 
 
+# Tokens that cost a step of each plane as much as its fixed part, on the machines of docs/benchmarks.md; and what a draft
+# model's token costs, as a share of the target's step.
+FREE_TOKENS = {"reference": 8.0, "cpu": 8.0, "fast": 200.0}
+DRAFT_COST = 0.25
+
+
 def choose(config: EngineConfig, device: str) -> str:
     """The data plane for ``config.backend`` on ``device``: "reference"; "fast" or "cpu", the fast one for NVIDIA GPUs
     or for CPUs. ConfigError if there is none."""
@@ -97,6 +103,7 @@ def build_engine(
     runner.allocate_kv(sizes.num_blocks, sizes.num_host_blocks)
     scheduler = Scheduler(
         config.scheduler(
+            speculation=_draft_policy(config, plane),
             max_model_len=runner.model.max_model_len,
             num_blocks=sizes.num_blocks,
             num_host_blocks=sizes.num_host_blocks,
@@ -174,8 +181,42 @@ def _ops(plane: str, config: EngineConfig) -> Any:
     return invariant if config.batch_invariant else ops
 
 
+def _draft_policy(config: EngineConfig, plane: str) -> Any:
+    """What the control plane must know of speculation; None without it."""
+    from quire.reference.control.speculation import DraftPolicy
+
+    speculation = config.speculation
+    if speculation is None:
+        return None
+    model = speculation.method == "draft_model"
+    return DraftPolicy(
+        most=speculation.num_speculative_tokens,
+        adaptive=speculation.adaptive,
+        free_tokens=FREE_TOKENS[plane],
+        draft_cost=DRAFT_COST if model else 0.0,
+        lookahead=model,
+    )
+
+
+def _proposer(config: EngineConfig) -> Any:
+    """Where drafts come from; None without speculation."""
+    speculation = config.speculation
+    if speculation is None:
+        return None
+    least, most = speculation.prompt_lookup_min, speculation.prompt_lookup_max
+    from quire.reference.speculation.ngram import NGram
+
+    return NGram(least, most)
+
+
 def _runner(plane: str, config: EngineConfig, model: Any, **settings: Any) -> Any:
+    proposer = _proposer(config)
     if plane == "fast":
+        if proposer is not None:
+            raise ConfigError(
+                "speculative_config", config.speculative_config, "not built yet for GPUs",
+                'Leave it out, or use backend="reference"',
+            )  # fmt: skip
         from quire.fast.runner import ModelRunner
 
         return ModelRunner(model, enforce_eager=config.enforce_eager, **settings)
@@ -185,7 +226,7 @@ def _runner(plane: str, config: EngineConfig, model: Any, **settings: Any) -> An
         from quire.fast.cpu.linear import pack
 
         pack(model)
-    return ReferenceRunner(model, **settings)  # bookkeeping in NumPy: a CPU would gain nothing from another
+    return ReferenceRunner(model, proposer=proposer, **settings)  # bookkeeping in NumPy: a CPU would gain nothing from another
 
 
 def _tokenizer(config: EngineConfig) -> Any:

@@ -10,11 +10,13 @@ from dataclasses import dataclass, fields
 from math import isfinite
 from numbers import Integral, Real
 from os import PathLike, fspath
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from quire.reference.control.checks import known_fields_only
 from quire.reference.control.config import SchedulerConfig
 from quire.reference.control.errors import ConfigError
+from quire.reference.control.speculation import DraftPolicy
+from quire.reference.speculation.config import SpeculativeConfig, speculative_config
 
 Backend = Literal["auto", "reference", "fast"]
 DType = Literal["auto", "half", "float16", "bfloat16", "float", "float32"]
@@ -60,6 +62,10 @@ class EngineConfig:
     trace_redact            leave token ids out of the trace
     verify                  share of the steps, 0 to 1, that the reference computes once more and compares
     verify_dir              folder for steps that it found to differ: files to replay, which hold tokens of requests
+    speculative_config      speculative decoding: {"method": "ngram" | "suffix" | "draft_model", "model", …}, see
+                            ``SpeculativeConfig``; None = none
+    speculative_model       older spelling of its "model"
+    num_speculative_tokens  older spelling of the same name in it
     """
 
     model: str = "pocket"
@@ -91,6 +97,9 @@ class EngineConfig:
     trace_redact: bool = False
     verify: float = 0.0
     verify_dir: str = "quire-verify"
+    speculative_config: dict[str, Any] | SpeculativeConfig | None = None
+    speculative_model: str | None = None
+    num_speculative_tokens: int | None = None
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -143,6 +152,11 @@ class EngineConfig:
             raise ConfigError(
                 "verify", self.verify, "outside [0, 1]", "Give the share of the steps to verify, such as 0.01, or 0"
             )
+        speculation = speculative_config(self.speculative_config, self.speculative_model, self.num_speculative_tokens)
+        if speculation is not None and self.verify:
+            raise ConfigError(
+                "verify", self.verify, "steps with drafts cannot be verified", "Leave it out, or speculative_config"
+            )
         if self.num_blocks is not None and self.kv_cache_memory_bytes is not None:
             raise ConfigError(
                 "num_blocks", self.num_blocks, f"kv_cache_memory_bytes={self.kv_cache_memory_bytes} is given too",
@@ -151,7 +165,19 @@ class EngineConfig:
         if self.num_blocks == 1:
             raise ConfigError("num_blocks", 1, "block 0 is the null block, so none is left", "Give at least 2")
 
-    def scheduler(self, *, max_model_len: int, num_blocks: int, num_host_blocks: int) -> SchedulerConfig:
+    @property
+    def speculation(self) -> SpeculativeConfig | None:
+        """What the three arguments about speculative decoding come to."""
+        return speculative_config(self.speculative_config, self.speculative_model, self.num_speculative_tokens)
+
+    def scheduler(
+        self,
+        *,
+        max_model_len: int,
+        num_blocks: int,
+        num_host_blocks: int,
+        speculation: DraftPolicy | None = None,
+    ) -> SchedulerConfig:
         """The control plane's view, once the model's length and the sizes of the block pools are known."""
         return SchedulerConfig(
             max_model_len=max_model_len,
@@ -164,4 +190,5 @@ class EngineConfig:
             enable_prefix_caching=self.enable_prefix_caching,
             policy=self.scheduling_policy,
             preemption_mode=self.preemption_mode,
+            speculation=speculation,
         )

@@ -135,6 +135,8 @@ class OutputProcessor:
             metrics = state.metrics
             if event.scheduled_time is not None:
                 metrics.scheduled_time, metrics.num_cached_tokens = event.scheduled_time, event.num_cached_tokens
+            metrics.num_draft_tokens += event.num_drafted
+            metrics.num_accepted_tokens += event.num_accepted
             waited, tokens_before = metrics.first_token_time is None, metrics.num_generation_tokens
             if event.beams is not None:
                 self._take_beams(state, event, now)

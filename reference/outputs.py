@@ -35,6 +35,8 @@ class RequestMetrics:
     scheduled_time         when it first had a place in a step of the engine; before that it waited
     num_cached_tokens      prompt tokens whose K/V came from the prefix cache
     num_generation_tokens  over all its completions
+    num_draft_tokens       drafts that were verified for it, over all its completions
+    num_accepted_tokens    of these, accepted
     finish_reasons         of each of its completions, once it has ended
     """
 
@@ -46,6 +48,8 @@ class RequestMetrics:
     finished_time: float | None = None
     num_cached_tokens: int = 0
     num_generation_tokens: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
     finish_reasons: list[str] = field(default_factory=list)
 
     @property

@@ -26,7 +26,8 @@ from quire.reference.control.plan import Fork, Logprobs, NewSeq, StepPlan, StepR
 from quire.reference.models import Model
 from quire.reference.ops.cache import AttnMeta, copy_blocks
 from quire.reference.pooling import PooledRow
-from quire.reference.sampling import SamplerState, sample, top_logprobs
+from quire.reference.sampling import Positions, SamplerState, sample, top_logprobs, verify
+from quire.reference.speculation.proposer import Proposer, View
 
 Ints = npt.NDArray[np.int64]
 Caches = list[tuple[Tensor, Tensor]]
@@ -54,7 +55,10 @@ class Inputs:
 
 @dataclass
 class Launched:
-    """A forward pass that has not been sampled yet: plan.seqs as arrays [S], query offsets [S+1], hidden [T, H]."""
+    """A forward pass that has not been sampled yet: plan.seqs as arrays [S], query offsets [S+1], hidden [T, H].
+
+    ``end`` is behind the last position computed, drafts included.
+    """
 
     plan: StepPlan
     rows: Ints
@@ -77,6 +81,7 @@ class ModelRunner:
     max_num_seqs     number of rows
     max_model_len    longest sequence, prompt and output
     device, dtype    where the model is and the KV cache shall be, and the cache's dtype
+    proposer         where drafts come from, for plans that ask for some
     """
 
     def __init__(
@@ -88,8 +93,10 @@ class ModelRunner:
         block_size: int,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        proposer: Proposer | None = None,
     ) -> None:
         self.model = model
+        self.proposer = proposer
         self.block_size = block_size
         self.device = torch.device(device)
         self.dtype = dtype
@@ -99,6 +106,7 @@ class ModelRunner:
         self.block_table = np.zeros((max_num_seqs, -(-(max_model_len + 1) // block_size)), np.int64)
         self.num_row_blocks = np.zeros(max_num_seqs, np.int64)
         self.sampler = SamplerState(max_num_seqs, model.config.vocab_size)
+        self.drafts: dict[int, list[int]] = {}  # by row: offered, and not taken up by a plan yet
         self.pooled: dict[int, PooledRow] = {}  # by row; these do not sample, the sampler knows nothing of them
         self.caches: Caches = []
         self.host_caches: Caches = []
@@ -122,6 +130,8 @@ class ModelRunner:
         self.caches = allocate(num_blocks, self.device, False)
         on_gpu = self.device.type == "cuda"
         self.host_caches = allocate(num_host_blocks + 1, torch.device("cpu"), on_gpu) if num_host_blocks else []
+        if self.proposer is not None:
+            self.proposer.allocate_kv(num_blocks, num_host_blocks)
 
     # ------------------------------------------------------------------------------------------------ forward
 
@@ -136,7 +146,8 @@ class ModelRunner:
             return
         rows, start, n = np.array([(s.row, s.start, s.n) for s in plan.seqs], np.int64).T
         end = start + n
-        assert (end <= self.row_len[rows]).all(), "the plan computes tokens that the rows do not have"
+        n_draft = np.array([s.n_draft for s in plan.seqs], np.int64)
+        assert (end - n_draft <= self.row_len[rows]).all(), "the plan computes tokens that the rows do not have"
         assert (end <= self.num_row_blocks[rows] * self.block_size).all(), "the plan's rows lack blocks"
         cu_q = np.zeros(len(rows) + 1, np.int64)
         np.cumsum(n, out=cu_q[1:])
@@ -171,9 +182,12 @@ class ModelRunner:
 
     def _apply(self, plan: StepPlan) -> None:
         """Everything before the forward pass, in the documented order."""
+        if self.proposer is not None:
+            self.proposer.follow(plan, self.tokens, self.row_len)
         for row in plan.ends:
             self.num_row_blocks[row] = 0
             self.pooled.pop(row, None)
+            self.drafts.pop(row, None)
         for new in plan.starts:
             self._start(new)
         for fork in plan.forks:
@@ -187,10 +201,13 @@ class ModelRunner:
         if plan.swap_in:
             self._swap(plan.swap_in, out=False)
         for s in plan.seqs:
+            drafts = self.drafts.pop(s.row, [])
             if s.n_draft:
-                raise NotImplementedError(f"sequence {s.seq_id} has {s.n_draft} drafted tokens: no verification yet")
-            if s.new_blocks:
-                have = self.num_row_blocks[s.row]
+                length = self.row_len[s.row]
+                assert length == s.start + s.n - s.n_draft and len(drafts) >= s.n_draft, "no such drafts were offered"
+                self.tokens[s.row, length : length + s.n_draft] = drafts[: s.n_draft]
+            if s.new_blocks:  # what stands behind ``start`` was reserved for drafts that were rejected
+                have = min(int(self.num_row_blocks[s.row]), -(-s.start // self.block_size))
                 self.block_table[s.row, have : have + len(s.new_blocks)] = s.new_blocks
                 self.num_row_blocks[s.row] = have + len(s.new_blocks)
 
@@ -268,23 +285,45 @@ class ModelRunner:
 
     def _sample(self, launched: Launched, which: list[int], masks: Mapping[int, Any], result: StepResult) -> None:
         assert launched.hidden is not None
-        rows, lengths = launched.rows[which], launched.end[which]
-        assert (lengths == self.row_len[rows]).all(), "only a row's last token is sampled from"
-        logits = self.model.logits(launched.hidden[self._tensor(launched.cu_q[1:][which] - 1)]).float()
-        in_batch = {i: k for k, i in enumerate(which)} if masks else {}
-        chosen = sample(
-            logits, self.sampler, rows, lengths, self.tokens, {in_batch[i]: mask for i, mask in masks.items()}
-        )
-        token_ids = chosen.cpu().numpy()
-        self.tokens[rows, lengths] = token_ids
-        self.row_len[rows] = lengths + 1
-        for i, token in zip(which, token_ids.tolist()):
-            result.tokens[i] = [token]
-        asked = np.flatnonzero(self.sampler.logprobs[rows] >= 0)
-        if len(asked):
-            at = self._tensor(asked)
-            entries = top_logprobs(logits[at], chosen[at], self.sampler.logprobs[rows[asked]].tolist())
-            result.logprobs = {which[k]: [entry] for k, entry in zip(asked.tolist(), entries)}
+        rows = launched.rows[which]
+        n_draft = np.array([launched.plan.seqs[i].n_draft for i in which], np.int64)
+        lengths = launched.end[which] - n_draft
+        assert (lengths == self.row_len[rows]).all(), "only a row's last token and its drafts are sampled from"
+        # Each sequence's last token and its drafts, counted in the step.
+        at = Positions.of(rows, launched.cu_q[1:][which] - 1 - n_draft, n_draft)
+        logits = self.model.logits(launched.hidden[self._tensor(at.length)]).float()
+        in_batch = {k: masks[i] for k, i in enumerate(which) if i in masks}
+        if n_draft.any():
+            gained, accepted = verify(logits, self.sampler, rows, lengths, self.tokens, n_draft, in_batch)
+            result.accepted = {i: count for i, n, count in zip(which, n_draft, accepted) if n}
+        else:
+            chosen = sample(logits, self.sampler, rows, lengths, self.tokens, in_batch)
+            gained = [[token] for token in chosen.tolist()]
+        for i, row, length, own in zip(which, rows, lengths, gained):
+            self.tokens[row, length : length + len(own)] = own
+            self.row_len[row] = length + len(own)
+            result.tokens[i] = own
+        asked = np.flatnonzero(self.sampler.logprobs[rows] >= 0).tolist()
+        if asked:
+            counts = {k: int(self.sampler.logprobs[rows[k]]) for k in asked}
+            raw = logits[[at.first[k] + j for k in asked for j in range(len(gained[k]))]]
+            own = torch.tensor([token for k in asked for token in gained[k]], device=self.device)
+            entries = iter(top_logprobs(raw, own, [counts[k] for k in asked for _ in gained[k]]))
+            result.logprobs = {which[k]: [next(entries) for _ in gained[k]] for k in asked}
+        self._propose(launched, which, result)
+
+    def _propose(self, launched: Launched, which: list[int], result: StepResult) -> None:
+        """Ask for drafts where the plan does; they stay here until a plan takes them up, or does not."""
+        asked = [i for i in which if launched.plan.seqs[i].propose]
+        if not asked:
+            return
+        assert self.proposer is not None, "the plan asks for drafts, and there is no proposer"
+        rows = launched.rows[asked]
+        want = np.array([launched.plan.seqs[i].propose for i in asked], np.int64)
+        view = View(rows, self.row_len[rows], want, self.tokens, self.block_table, self.sampler)
+        for i, row, draft in zip(asked, rows.tolist(), self.proposer.propose(view)):
+            if draft.token_ids:
+                self.drafts[row] = result.drafts[i] = draft.token_ids
 
     def _prompt_logprobs(self, launched: Launched, i: int) -> tuple[int, list[Logprobs]]:
         """Entries for the prompt positions that plan.seqs[i] made known: the logits of p are about token p + 1."""

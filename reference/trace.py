@@ -56,8 +56,8 @@ class BlockTables:
                 self.rows[fork.row] = self.rows[fork.parent_row][:blocks]
                 changed[fork.row] = self.rows[fork.row]
         for seq in plan.seqs:
-            if seq.new_blocks:
-                self.rows[seq.row].extend(seq.new_blocks)
+            if seq.new_blocks:  # what the row had behind ``start`` was reserved for drafts, and given back
+                self.rows[seq.row][-(-seq.start // self.block_size) :] = seq.new_blocks
                 changed[seq.row] = self.rows[seq.row]
         for _, dst, row, index in plan.copies:
             self.rows[row][index] = dst
@@ -190,7 +190,9 @@ def _plan(plan: StepPlan, redact: bool) -> dict[str, Any]:
 
 
 def _result(result: StepResult, redact: bool) -> dict[str, Any]:
-    return {"step": result.step, "tokens": [_tokens(t, redact) for t in result.tokens]}
+    tokens = [_tokens(t, redact) for t in result.tokens]
+    drafts = {i: _tokens(draft, redact) for i, draft in result.drafts.items()}
+    return {"step": result.step, "tokens": tokens, "accepted": result.accepted, "drafts": drafts}
 
 
 def _event(event: Event, redact: bool) -> dict[str, Any]:
@@ -277,7 +279,9 @@ def to_chrome(source: str | Path, target: str | Path) -> None:
         begin = phases["forward"][0] if "forward" in phases else line["t"]
         end = max(b + d for b, d in phases.values())
         for seq in plan["seqs"]:
-            name = "decode" if seq["n"] - seq["n_draft"] == 1 else f"prefill {seq['n']}"
+            name = "decode" if seq["n"] == 1 else f"prefill {seq['n']}"
+            if seq["n_draft"]:
+                name = f"decode, {seq['n_draft']} drafts"
             blocks = line["tables"].get(seq["row"], [])
             span(2, seq["seq_id"], name, begin, end - begin, {"step": number, **seq, "block_table": blocks})
         for event in line["events"]:

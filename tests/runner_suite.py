@@ -493,16 +493,6 @@ def test_embeddings_of_prompts_side_by_side_in_chunks(new_bench):
         assert vector == pytest.approx([sum(hashes) / len(hashes)], rel=1e-6)
 
 
-# ------------------------------------------------------------------------------------------------------------ mistakes
-
-
-def test_drafted_tokens_are_refused(new_bench):
-    bench = new_bench()
-    bench.start(0, [1, 2, 3])
-    with pytest.raises(NotImplementedError, match="drafted"):
-        bench.step([SeqPlan(0, 0, 0, 3, 2, 1, [], True)])
-
-
 # ---------------------------------------------------------------------------------------------------------- real model
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from quire.reference.control.errors import ConfigError
+from quire.reference.control.speculation import DraftPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,6 +14,7 @@ class SchedulerConfig:
     """Sizes and policies of the control plane; see ``EngineConfig`` for what each one means to a user.
 
     ``num_blocks`` counts the null block 0, which is never handed out. ``num_host_blocks`` is the swap space.
+    ``speculation`` says how many drafts to ask for; None: there is no proposer.
     """
 
     num_blocks: int
@@ -25,6 +27,7 @@ class SchedulerConfig:
     enable_prefix_caching: bool = True
     policy: Literal["fcfs", "priority"] = "fcfs"
     preemption_mode: Literal["recompute", "swap"] = "recompute"
+    speculation: DraftPolicy | None = None
 
     def __post_init__(self) -> None:
         if self.num_blocks < 2:

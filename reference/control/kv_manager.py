@@ -116,6 +116,13 @@ class KVManager:
         blocks += new_blocks
         return Grant(new_blocks, copies)
 
+    def trim(self, table: BlockTable, length: int) -> None:
+        """Give the blocks behind the first ``length`` positions back: they were reserved for drafts."""
+        keep = self.blocks_for(length)
+        if len(table.blocks) > keep:
+            self.pool.release(reversed(table.blocks[keep:]))
+            del table.blocks[keep:]
+
     def admit(self, table: BlockTable, tokens: Sequence[int], budget: int, use_cache: bool = True) -> Admission | None:
         """Give a new or recomputed sequence its blocks for a first chunk of at most ``budget`` tokens.
 

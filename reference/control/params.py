@@ -48,6 +48,7 @@ class SamplingParams:
     logit_bias           token id -> number added to its logit, in [-100, 100]
     allowed_token_ids    only these may be sampled
     structured_outputs   a ``StructuredOutputsParams``: the text follows a JSON schema, a regex, a grammar
+    speculative          False: without speculative decoding, should the engine do that; it changes the time only
     """
 
     n: int = 1
@@ -75,6 +76,7 @@ class SamplingParams:
     logit_bias: dict[int, float] | None = None
     allowed_token_ids: Sequence[int] | None = None
     structured_outputs: StructuredOutputsParams | None = None
+    speculative: bool | None = None
 
     def __post_init__(self) -> None:
         integer("n", self.n, 1, MAX_SEQUENCES)
@@ -124,6 +126,8 @@ class SamplingParams:
         object.__setattr__(self, "bad_words_token_ids", tuple(token_ids("bad_words_token_ids", w) for w in words))
         for name in ("ignore_eos", "detokenize", "skip_special_tokens", "include_stop_str_in_output"):
             flag(name, getattr(self, name))
+        if self.speculative is not None:
+            flag("speculative", self.speculative)
         if self.stop and not self.detokenize:
             raise RequestError(
                 "stop",

@@ -37,11 +37,13 @@ class SeqPlan:
     start       first position computed; its token and those after it are already in the runner's row
     n           how many tokens are computed, drafted ones included
     n_draft     how many of the ``n`` (the last ones) are drafts to be verified
-    new_blocks  block ids appended to the row's block table before the forward pass
+    new_blocks  block ids that follow, in the row's block table, those of the positions before ``start``; what the row
+                had there was reserved for drafts that were rejected, and has been given back
     samples     whether the last position's logits are sampled (False for an unfinished prompt chunk)
     write       False: the K/V of these positions is already in the cache, only the logits are missing
                 (``slot = -1``); happens with n == 1 after a fork or when the whole prompt was found in the cache
     pools       whether the row's embedding is due with this chunk (never together with ``samples``)
+    propose     how many drafts at most the proposer may offer after this step, for the row's next one
     """
 
     row: int
@@ -54,6 +56,7 @@ class SeqPlan:
     samples: bool
     write: bool = True
     pools: bool = False
+    propose: int = 0
 
 
 @dataclass(slots=True)
@@ -146,11 +149,13 @@ class StepResult:
     """What a step brought, in the order of ``plan.seqs``.
 
     tokens            per SeqPlan the tokens it gained: none for an unfinished prompt chunk, one for a decode,
-                      1 .. n_draft + 1 with speculation (accepted drafts, then the target's own token)
+                      1 .. n_draft + 1 with speculation: accepted drafts, then the target's own token (which is
+                      missing where a grammar had no mask for it: the sequence may be at its end there)
     logprobs          index in plan.seqs -> one entry per token gained, where ``params.logprobs`` asked for them
     prompt_logprobs   index in plan.seqs -> (first position, entries for the prompt positions this chunk made known);
                       position p's entry is about token p given those before it, so position 0 never has one
     drafts            index in plan.seqs -> tokens the proposer offers for the next step (they stay in the runner too)
+    accepted          index in plan.seqs -> how many of its n_draft drafts were accepted, for those that had any
     pooled            index in plan.seqs -> the embedding, for those that pool: float32 numbers, little-endian
     """
 
@@ -159,6 +164,7 @@ class StepResult:
     logprobs: dict[int, list[Logprobs]] = field(default_factory=dict)
     prompt_logprobs: dict[int, tuple[int, list[Logprobs]]] = field(default_factory=dict)
     drafts: dict[int, list[int]] = field(default_factory=dict)
+    accepted: dict[int, int] = field(default_factory=dict)
     pooled: dict[int, bytes] = field(default_factory=dict)
 
 

@@ -59,6 +59,7 @@ class Event:
     scheduled_time      when the request was first given a place in a step, in seconds of ``time.monotonic`` (one clock
                         for all processes of a machine); with the first event of stream 0
     embedding           with the single, last event of a request with pooling parameters: float32 numbers, little-endian
+    num_drafted         drafts that were verified to bring this, and of these, num_accepted
     """
 
     request_id: str
@@ -73,6 +74,8 @@ class Event:
     error: str | None = None
     scheduled_time: float | None = None
     embedding: bytes | None = None
+    num_drafted: int = 0
+    num_accepted: int = 0
 
 
 @dataclass(slots=True)
@@ -90,6 +93,10 @@ class SchedulerStats:
     prefix_hits: int = 0  # of these, found
     num_preemptions: int = 0
     num_copies: int = 0  # blocks copied on write
+    num_drafts: int = 0  # verifications: steps of a sequence that had drafts
+    num_draft_tokens: int = 0  # drafts in all of them
+    num_accepted_tokens: int = 0  # of these, accepted
+    accepted_by_position: list[int] = field(default_factory=list)  # entry i: as the (i + 1)th draft of their step
     num_swapped_out: int = 0  # blocks
     num_swapped_in: int = 0
     block_size: int = 0

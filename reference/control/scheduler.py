@@ -25,10 +25,11 @@ from operator import attrgetter
 from quire.reference.control import admission, beam
 from quire.reference.control.config import SchedulerConfig
 from quire.reference.control.kv_manager import KVManager
-from quire.reference.control.params import BeamSearchParams, PoolingParams, RequestParams
+from quire.reference.control.params import BeamSearchParams, PoolingParams, RequestParams, SamplingParams
 from quire.reference.control.plan import Copy, Fork, NewSeq, SeqPlan, StepPlan, StepResult
 from quire.reference.control.request import Event, FinishReason, Request, SchedulerStats
 from quire.reference.control.sequence import Group, Key, Sequence, Status
+from quire.reference.control.speculation import Speculation
 
 
 class Scheduler:
@@ -47,6 +48,9 @@ class Scheduler:
         self._num_plans = self._num_requests = self._num_sequences = 0
         self._steps_in_flight = 0
         self._counts = SchedulerStats()  # of these, the counters
+        policy = config.speculation
+        self._speculation = None if policy is None else Speculation(policy)
+        self._lookahead = policy is not None and policy.lookahead
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
@@ -167,8 +171,9 @@ class Scheduler:
             n = target - start
             num_drafts = 0
             if n == 1:
-                if seq.num_drafts:
-                    num_drafts = max(0, min(seq.num_drafts, seq.max_len - target - 1, budget - 1))
+                if seq.drafts:
+                    # One token at least is left for each of those behind it, and the last token is never a draft.
+                    num_drafts = max(0, min(len(seq.drafts), seq.max_len - target - 1, budget - 1 - len(running) + i))
                     n += num_drafts
             elif n == 0:  # a fork: all K/V is there, the last position's logits are missing
                 self._plan_sequence(plan, seq, start - 1, start, 0, [], write=False)
@@ -176,7 +181,11 @@ class Scheduler:
                 continue
             elif n > budget:
                 n = budget
-            while (grant := reserve(seq.table, start, n)) is None:
+            propose = self._drafts_wanted(seq, start + n) if start + n - num_drafts == target else 0
+            while (grant := reserve(seq.table, start, n, propose if self._lookahead else 0)) is None:
+                if num_drafts or propose:  # nobody is preempted for the sake of drafts
+                    n, num_drafts, propose = n - num_drafts, 0, 0
+                    continue
                 # Later ones in the order are not planned yet: nothing has to be taken out of the plan again.
                 victim = running.pop()
                 self._preempt(victim, plan)
@@ -184,7 +193,7 @@ class Scheduler:
                     return budget
             for src, dst, index in grant.copies:
                 plan.copies.append(Copy(src, dst, seq.row, index))
-            self._plan_sequence(plan, seq, start, start + n, num_drafts, grant.new_blocks)
+            self._plan_sequence(plan, seq, start, start + n, num_drafts, grant.new_blocks, propose=propose)
             budget -= n
         return budget
 
@@ -225,8 +234,22 @@ class Scheduler:
             )  # fmt: skip
             plan.swap_in += swap_in
             self._counts.num_swapped_in += len(swap_in)
-            self._plan_sequence(plan, seq, start, end, 0, blocks, write)
+            propose = self._drafts_wanted(seq, end) if end == seq.target else 0
+            if propose and self._lookahead:
+                ahead = self.kv.reserve(seq.table, end, 0, propose)
+                if ahead is None:
+                    propose = 0
+                else:
+                    blocks += ahead.new_blocks
+            self._plan_sequence(plan, seq, start, end, 0, blocks, write, propose)
             budget -= end - start
+
+    def _drafts_wanted(self, seq: Sequence, end: int) -> int:
+        """How many drafts to ask for behind a step that computes all positions before ``end`` and samples."""
+        if self._speculation is None or seq.acceptance is None or seq.max_len - end < 3:
+            return 0
+        # There must be room for them, and for the target's own token, even if this step's drafts are all accepted.
+        return min(self._speculation.length(seq.acceptance, len(self.running)), seq.max_len - end - 2)
 
     def _plan_sequence(
         self,
@@ -237,22 +260,28 @@ class Scheduler:
         num_drafts: int,
         blocks: list[int],
         write: bool = True,
+        propose: int = 0,
     ) -> None:
         """Put positions ``start .. end - 1`` into the plan and move the sequence's planned lengths on."""
         brings = end - num_drafts == seq.target
         pools = brings and isinstance(seq.params, PoolingParams)
         samples = brings and not pools
         plan.seqs.append(
-            SeqPlan(seq.row, seq.seq_id, seq.epoch, start, end - start, num_drafts, blocks, samples, write, pools)
-        )
-        seq.planned, seq.num_drafts = end, 0
+            SeqPlan(
+                seq.row, seq.seq_id, seq.epoch, start, end - start, num_drafts, blocks, samples, write, pools,
+                propose if samples else 0,
+            )
+        )  # fmt: skip
+        seq.planned, seq.drafts = end, seq.drafts[:num_drafts]
         if brings:
             seq.in_flight += 1
             seq.target = end + 1  # with drafts the upper bound
             group = seq.group
             if group.num_unforked:
                 self._to_fork.append(group)
-            seq.blocked = num_drafts > 0 or isinstance(group.request.params, BeamSearchParams)
+            # How far it gets, or what the next step verifies, is known when this step is back.
+            waits = num_drafts > 0 or propose > 0
+            seq.blocked = waits or isinstance(group.request.params, BeamSearchParams)
 
     # --- rows and status ----------------------------------------------------------------------------------------------
 
@@ -271,6 +300,9 @@ class Scheduler:
             stop_ids=group.stop_ids,
             table=self.kv.new_table(request.cache_salt),
         )
+        if self._speculation is not None and isinstance(request.params, SamplingParams):
+            if request.params.speculative is not False:
+                seq.acceptance = self._speculation.new()
         self._num_sequences += 1
         group.sequences.append(seq)
         self.sequences[seq.seq_id] = seq
@@ -290,7 +322,7 @@ class Scheduler:
         """Take row and blocks from a sequence (already off ``running``) that is not planned in this plan."""
         self._counts.num_preemptions += 1
         self._ended_rows.append(seq.row)
-        seq.row, seq.status, seq.num_drafts = -1, Status.WAITING, 0
+        seq.row, seq.status, seq.drafts = -1, Status.WAITING, []
         swaps = None
         if self.config.preemption_mode == "swap" and not seq.sums:
             swaps = self.kv.swap_out(seq.table, seq.planned)
@@ -349,19 +381,22 @@ class Scheduler:
                 if planned.n_draft:
                     verified -= planned.n_draft + 1 - len(tokens)  # rejected drafts come off the length again
                     seq.planned = min(seq.planned, verified)
+                    self._count_drafts(seq, planned.n_draft, result.accepted[i])
+                if planned.n_draft or planned.propose:
                     seq.blocked = False
+                    self.kv.trim(seq.table, seq.planned)
                 event = seq.append(tokens)
+                event.num_drafted, event.num_accepted = planned.n_draft, result.accepted.get(i, 0)
                 if i in logprobs:
                     event.logprobs = logprobs[i][: len(event.token_ids)]
                 events.append(event)
                 seq.target = len(seq.tokens) + seq.in_flight
-                # A step launched meanwhile takes its drafts from the runner's newer state, not from this result.
-                seq.num_drafts = 0 if seq.in_flight else len(result.drafts.get(i, ()))
+                seq.drafts = result.drafts.get(i, [])
                 commit(seq.table, seq.tokens, verified)
                 if event.finish_reason is not None:
                     self._finish(seq)
                 elif seq.status is Status.WAITING and not seq.in_flight:
-                    seq.num_drafts = 0  # its row, and the drafts in it, are gone
+                    seq.drafts = []  # its row, and the drafts in it, are gone
                     self._enqueue(seq)
                 continue
             commit(seq.table, seq.tokens, verified)
@@ -375,6 +410,18 @@ class Scheduler:
                 )  # fmt: skip
                 self._finish(seq)
         return events
+
+    def _count_drafts(self, seq: Sequence, drafted: int, accepted: int) -> None:
+        assert self._speculation is not None and seq.acceptance is not None
+        self._speculation.count(seq.acceptance, drafted, accepted)
+        counts = self._counts
+        counts.num_drafts += 1
+        counts.num_draft_tokens += drafted
+        counts.num_accepted_tokens += accepted
+        by_position = counts.accepted_by_position
+        by_position += [0] * (accepted - len(by_position))
+        for position in range(accepted):
+            by_position[position] += 1
 
     def _advance_beams(self, group: Group, events: list[Event]) -> None:
         """Once every beam of the group has reported: choose who lives on (forked by the next plan) and who ends."""
@@ -408,5 +455,6 @@ class Scheduler:
         """A snapshot. Costs a walk over the running sequences: ask once per step at most."""
         stats = replace(self._counts, num_running=len(self.running), num_copies=self.kv.num_copies)
         stats.num_waiting = len(self.sequences) - len(self.running)
+        stats.accepted_by_position = list(self._counts.accepted_by_position)
         self.kv.fill_in(stats, ((seq.table, seq.planned) for seq in self.running))
         return stats

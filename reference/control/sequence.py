@@ -19,6 +19,7 @@ from quire.reference.control.kv_manager import BlockTable
 from quire.reference.control.params import PoolingParams, SamplingParams
 from quire.reference.control.plan import Logprobs
 from quire.reference.control.request import Beam, Event, Request
+from quire.reference.control.speculation import Acceptance
 
 Key = tuple[int, int, int]  # order of service: (priority, arrival, index)
 
@@ -42,7 +43,8 @@ class Sequence:
     row          the runner's slot while running, else -1
     epoch        number of admissions so far; a result from an earlier epoch is stale
     in_flight    launched steps that will bring it tokens
-    num_drafts   drafts that the proposer offers for the next step
+    drafts       tokens that the proposer offers for the next step; the runner has them too
+    acceptance   how its drafts have fared lately; None: it does not speculate
     blocked      may not be planned now: its length depends on drafts in flight, or it is a beam awaiting its siblings
     candidates   of a beam that has reported: its likeliest next tokens
     choices      of a beam that goes on: (token, cumulative log-probability) for it and the children it forks
@@ -64,7 +66,8 @@ class Sequence:
     planned: int = 0
     target: int = 0
     in_flight: int = 0
-    num_drafts: int = 0
+    drafts: list[int] = field(default_factory=list)
+    acceptance: Acceptance | None = None
     blocked: bool = False
     cumulative_logprob: float = 0.0
     candidates: Logprobs | None = None

@@ -12,5 +12,6 @@ logits, history and parameters only: never on the other rows, bit by bit.
 from quire.reference.sampling.logprobs import as_logprobs, rank_tokens, top_logprobs
 from quire.reference.sampling.sampler import sample
 from quire.reference.sampling.state import SamplerState
+from quire.reference.sampling.verification import Positions, verify
 
-__all__ = ["SamplerState", "as_logprobs", "rank_tokens", "sample", "top_logprobs"]
+__all__ = ["Positions", "SamplerState", "as_logprobs", "rank_tokens", "sample", "top_logprobs", "verify"]

@@ -80,11 +80,14 @@ class StructuredOutputs:
         return {i: seq for i, seq in found if seq is not None and seq.group.request.request_id in self._matchers}
 
     def masks(self, masked: Mapping[int, Sequence]) -> tuple[dict[int, Mask], list[tuple[Sequence, NoToken]]]:
-        """The masks, and the sequences for which there is none: they are at their end."""
+        """The masks, and the sequences for which there is none: they are at their end.
+
+        A sequence with drafts in this step gets several, see ``Matchers.masks``.
+        """
         masks: dict[int, Mask] = {}
         ended: list[tuple[Sequence, NoToken]] = []
         for i, seq in masked.items():
-            mask = self._matchers.mask(seq)
+            mask = self._matchers.masks(seq) if seq.drafts else self._matchers.mask(seq)
             if isinstance(mask, NoToken):
                 ended.append((seq, mask))
                 form = seq.sampling.structured_outputs

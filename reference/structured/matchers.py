@@ -19,6 +19,7 @@ a stop string does.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -81,8 +82,8 @@ class Matchers:
         elif event.token_ids:
             self._matcher(event.request_id, event.index).consume_tokens(event.token_ids)
 
-    def mask(self, seq: Sequence) -> Mask | NoToken:
-        """What may follow the sequence's tokens, all of which have been taken; never an empty mask."""
+    def mask(self, seq: Sequence, drafts: Tokens[int] = ()) -> Mask | NoToken:
+        """What may follow the sequence's tokens and ``drafts``, all of which have been taken; never an empty mask."""
         matcher = self._matcher(seq.group.request.request_id, seq.index)
         bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
         if matcher.is_error():
@@ -93,16 +94,40 @@ class Matchers:
         allowed[self._eos] = False
         complete = matcher.is_accepting()
         ends = self._in_vocab(seq.stop_ids)
-        if len(seq.tokens) - seq.prompt_len < seq.sampling.min_tokens:
+        if len(seq.tokens) + len(drafts) - seq.prompt_len < seq.sampling.min_tokens:
             allowed[ends] = False
         elif complete:
             allowed[ends] = True
-        self._restrict(allowed, seq)
+        self._restrict(allowed, seq, drafts)
         if allowed.any():
             return allowed
         return NoToken(None if complete else "the grammar and the other parameters together leave no token")
 
-    def _restrict(self, allowed: Mask, seq: Sequence) -> None:
+    def masks(self, seq: Sequence) -> Mask | NoToken:
+        """What may follow the sequence's tokens, and after that each of its drafts: bool [m, vocab_size].
+
+        There are at most len(seq.drafts) + 1 rows. They end behind the first draft that is not allowed, for no draft
+        behind that can be accepted; and before a place where the sequence might be at its end, which is for the next
+        step to find, should it get there. NoToken if it is at its end already.
+        """
+        first = self.mask(seq)
+        if isinstance(first, NoToken):
+            return first
+        masks, taken, matcher = [first], 0, self._matcher(seq.group.request.request_id, seq.index)
+        stops = set(self._in_vocab(seq.stop_ids).tolist()) | set(self._eos.tolist())
+        for count, draft in enumerate(seq.drafts, 1):
+            if not masks[-1][draft] or draft in stops or not matcher.consume_token(draft):
+                break
+            taken += 1
+            after = self.mask(seq, seq.drafts[:count])
+            if isinstance(after, NoToken):
+                break
+            masks.append(after)
+        if taken:
+            matcher.rollback(taken)
+        return np.stack(masks)
+
+    def _restrict(self, allowed: Mask, seq: Sequence, drafts: Tokens[int]) -> None:
         """Apply the masks that the sampler would skip where they leave nothing."""
         params = seq.sampling
         if params.allowed_token_ids is not None:
@@ -113,7 +138,8 @@ class Matchers:
             from quire.reference.sampling.processors import banned_by_bad_words
 
             words = tuple(tuple(word) for word in params.bad_words_token_ids)
-            allowed[banned_by_bad_words(words, np.array(seq.tokens[seq.prompt_len :], np.int64))] = False
+            output = [*seq.tokens[seq.prompt_len :], *drafts]
+            allowed[banned_by_bad_words(words, np.array(output, np.int64))] = False
 
     def _matcher(self, request_id: str, index: int) -> LLMatcher:
         matchers = self._matchers[request_id]

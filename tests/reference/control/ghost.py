@@ -150,9 +150,11 @@ class GhostRunner:
         for s in plan.seqs:
             row = self.rows[s.row]
             assert row.seq_id == s.seq_id, f"row {s.row} belongs to sequence {row.seq_id}, not {s.seq_id}"
-            row.blocks += s.new_blocks
+            if s.new_blocks:  # what the row had behind its positions was reserved for drafts that were rejected
+                row.blocks = row.blocks[: -(-s.start // self.block_size)] + s.new_blocks
             table = self.scheduler.sequences[s.seq_id].table
-            assert row.blocks == table.blocks, "runner and scheduler disagree on a block table"
+            assert row.blocks[: len(table.blocks)] == table.blocks, "runner and scheduler disagree on a block table"
+            row.blocks = list(table.blocks)
             assert 0 not in row.blocks and len(set(row.blocks)) == len(row.blocks)
             if s.n_draft:
                 assert len(row.drafts) >= s.n_draft
@@ -188,10 +190,13 @@ class GhostRunner:
                 continue
             gained = self._verify(row, s.n_draft)
             result.tokens.append(gained)
+            if s.n_draft:
+                result.accepted[i] = len(gained) - 1
             k = getattr(row.params, "logprobs", None)
             if k is not None:
                 result.logprobs[i] = [candidates(row.prefix(len(row.tokens) - 1), k)] * len(gained)
-            row.drafts = self._propose(row)
+            self._draft_kv(row, s)
+            row.drafts = self._propose(row, min(s.propose, self.num_drafts))
             if row.drafts:
                 result.drafts[i] = row.drafts
         return result
@@ -227,11 +232,19 @@ class GhostRunner:
                 break
         return gained
 
-    def _propose(self, row: Row) -> list[int]:
+    def _draft_kv(self, row: Row, s: SeqPlan) -> None:
+        """A draft model writes K/V where its drafts will stand: these blocks must be the row's own."""
+        policy = self.scheduler.config.speculation
+        if s.propose and policy is not None and policy.lookahead:
+            for p in range(s.start + s.n, s.start + s.n + s.propose):
+                block = row.blocks[p // self.block_size]
+                assert self.scheduler.kv.pool.refs[block] == 1, f"block {block} is shared, and a draft model writes it"
+
+    def _propose(self, row: Row, count: int) -> list[int]:
         history, drafts = list(row.tokens), []
-        for i in range(self.num_drafts):
+        for i in range(count):
             token = next_token(hash_of(history, row.salt), row.seed, row.stream)
-            if i >= self.num_drafts - self.draft_errors:
+            if i >= count - self.draft_errors:
                 token = (token + 1) % VOCAB
             history.append(token)
             drafts.append(token)
@@ -315,6 +328,8 @@ def check_counts(scheduler: Scheduler, hostages: list[int]) -> None:
             assert (block in pool._free) == (entries[block] == 0)
         assert pool.num_free + len(entries) == pool.num_blocks
         assert pool.total_refs == sum(entries.values())
+    for s in scheduler.running:
+        assert s.in_flight or len(s.table.blocks) == kv.blocks_for(s.planned), "blocks reserved for drafts were kept"
     rows = [s.row for s in scheduler.running]
     assert len(set(rows)) == len(rows) and -1 not in rows
     assert sorted(rows + scheduler._free_rows + scheduler._ended_rows) == list(range(scheduler.config.max_num_seqs))

@@ -20,6 +20,7 @@ from quire.reference.control.params import BeamSearchParams, PoolingParams, Samp
 from quire.reference.control.plan import StepPlan, StepResult
 from quire.reference.control.request import Event, Request
 from quire.reference.control.scheduler import Scheduler
+from quire.reference.control.speculation import DraftPolicy
 from tests.reference.control.ghost import EOS, VOCAB, GhostRunner, alone, beams_alone, check_counts, embedding_alone
 
 MAX_MODEL_LEN = 28
@@ -75,6 +76,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             enable_prefix_caching=choose(True, True, False),
             policy=choose("fcfs", "priority"),
             preemption_mode=choose(*self.modes),
+            speculation=choose(None, self._policy(data)),
         )
         self.depth = choose(*self.depths)
         self.scheduler = Scheduler(self.config)
@@ -93,6 +95,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.cut: set[tuple[str, int]] = set()  # aborted, or ended from outside: must have a prefix of the output
         self.hostages: list[int] = []
 
+    def _policy(self, data: st.DataObject) -> DraftPolicy:
+        return DraftPolicy(
+            most=data.draw(st.integers(1, 5)),
+            adaptive=data.draw(st.booleans()),
+            free_tokens=data.draw(st.sampled_from([1.0, 8.0, 100.0])),
+            lookahead=data.draw(st.booleans()),
+        )
+
     # --- what can happen ----------------------------------------------------------------------------------------------
 
     @rule(
@@ -105,6 +115,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         min_tokens=st.integers(0, 3),
         ignore_eos=st.booleans(),
         stop=st.lists(st.integers(1, VOCAB - 1), max_size=1),
+        speculative=st.sampled_from([None, True, False]),
         seed=st.integers(0, 3),
         salt=st.sampled_from([None, None, "other"]),
         priority=st.integers(0, 2),
@@ -120,6 +131,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         min_tokens: int,
         ignore_eos: bool,
         stop: list[int],
+        speculative: bool | None,
         seed: int,
         salt: str | None,
         priority: int,
@@ -131,6 +143,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             min_tokens=min(min_tokens, max_tokens or 3),
             ignore_eos=ignore_eos,
             stop_token_ids=stop,
+            speculative=speculative,
         )
         self._add(Request(self._id(), PROMPTS[family][:length] + tail, params, seed, (EOS,), priority, salt))
 

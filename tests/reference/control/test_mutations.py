@@ -86,6 +86,21 @@ MUTANTS = [
         "verified -= planned.n_draft + 1 - len(tokens)",
         "seq.planned -= planned.n_draft + 1 - len(tokens)",
     ),
+    Mutant("blocks reserved for drafts are kept", Scheduler, "update", "self.kv.trim(seq.table, seq.planned)", "pass"),
+    Mutant(
+        "a draft model's blocks are not reserved",
+        Scheduler,
+        "_schedule_running",
+        "propose if self._lookahead else 0",
+        "0",
+    ),
+    Mutant(
+        "a sequence with drafts in flight is planned again",
+        Scheduler,
+        "_plan_sequence",
+        "num_drafts > 0 or propose > 0",
+        "False",
+    ),
     Mutant("rejected drafts stay on the length", Scheduler, "update", "min(seq.planned, verified)", "seq.planned"),
     Mutant(
         "a row is reused before it is given back",

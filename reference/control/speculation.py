@@ -1,0 +1,108 @@
+"""How many drafts to ask for: a fixed number, or what each sequence's recent luck and the batch make worth their cost.
+
+A draft is one more token in the next verification. It costs its share of that step, and what the proposer takes for it;
+it brings a token if it and all drafts before it agree with the target. Let ``a`` be the chance that one more draft
+agrees, B the sequences in a step, and a step of T tokens take time in proportion to ``free_tokens`` + T (on a GPU the
+weights are read for the first token, and hundreds more come along for little; on a CPU it is a handful). Then k drafts
+per sequence bring
+
+    1 + a + a² + … + aᵏ  tokens,  at  1 + k · (B / (free_tokens + B) + draft_cost)  times the cost of a plain step
+
+and the best k is the one with the greatest quotient: 0 where speculation does not pay. ``a`` is counted per sequence,
+older verifications fading away; a new sequence begins with what the engine has seen lately. At k = 0 nothing would ever
+be learned, so one draft is tried now and then, after pauses that double while it does not help.
+
+Nothing in here can change a text: only how many of its tokens come in one step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FADE = 0.9  # weight of a sequence's past verifications against the latest one
+SLOW_FADE = 0.98  # the same for the engine as a whole
+PRIOR = 1.5  # a new sequence starts as if it had tried so many drafts, with the engine's luck
+LONGEST_PAUSE = 64  # plain steps between two attempts at k = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftPolicy:
+    """What the control plane must know of speculation.
+
+    most          drafts per step at most
+    adaptive      follow acceptance and batch size; False: always ask for ``most``
+    free_tokens   tokens that cost as much as the part of a step that does not depend on their number
+    draft_cost    of one drafted token, as a share of a plain step: next to 0 for lookups
+    lookahead     the proposer writes K/V of its own where the drafts will stand, so their blocks are needed before
+    """
+
+    most: int
+    adaptive: bool = True
+    free_tokens: float = 8.0
+    draft_cost: float = 0.0
+    lookahead: bool = False
+
+
+@dataclass(slots=True)
+class Acceptance:
+    """How drafts have fared: counts in which older verifications fade, and the state of the pauses at k = 0."""
+
+    agreed: float
+    tried: float
+    pause: int = 1
+    rest: int = 0
+
+    @property
+    def rate(self) -> float:
+        """The chance that one more draft agrees, given that those before it did."""
+        return self.agreed / self.tried
+
+    def count(self, drafted: int, accepted: int, fade: float) -> None:
+        """A verification: up to the first that disagrees, each draft was an attempt."""
+        self.agreed = fade * self.agreed + accepted
+        self.tried = fade * self.tried + min(accepted + 1, drafted)
+
+
+def best_length(rate: float, batch: int, policy: DraftPolicy) -> int:
+    """The number of drafts that brings most tokens for their cost."""
+    price = batch / (policy.free_tokens + batch) + policy.draft_cost
+    best, best_gain, tokens, chance = 0, 1.0, 1.0, 1.0
+    for k in range(1, policy.most + 1):
+        chance *= rate
+        tokens += chance
+        gain = tokens / (1 + k * price)
+        if gain > best_gain:
+            best, best_gain = k, gain
+    return best
+
+
+class Speculation:
+    """The controller of one scheduler. ``overall`` is the luck of all its sequences together."""
+
+    def __init__(self, policy: DraftPolicy) -> None:
+        self.policy = policy
+        self.overall = Acceptance(agreed=4.0, tried=5.0)
+
+    def new(self) -> Acceptance:
+        """For a sequence that starts."""
+        return Acceptance(PRIOR * self.overall.rate, PRIOR)
+
+    def length(self, acceptance: Acceptance, batch: int) -> int:
+        """Drafts to ask for, for the next step of a sequence among ``batch``. Asked once per step."""
+        if not self.policy.adaptive:
+            return self.policy.most
+        length = best_length(acceptance.rate, batch, self.policy)
+        if length:
+            acceptance.pause, acceptance.rest = 1, 0
+        elif acceptance.rest:
+            acceptance.rest -= 1
+        else:
+            acceptance.rest = acceptance.pause
+            acceptance.pause = min(2 * acceptance.pause, LONGEST_PAUSE)
+            length = 1
+        return length
+
+    def count(self, acceptance: Acceptance, drafted: int, accepted: int) -> None:
+        """A verification of ``drafted`` drafts is back."""
+        acceptance.count(drafted, accepted, FADE)
+        self.overall.count(drafted, accepted, SLOW_FADE)
