@@ -21,10 +21,9 @@ if TYPE_CHECKING:
     from quire.reference.engine import Engine
 
 
-# Tokens that cost a step of each plane as much as its fixed part, on the machines of docs/benchmarks.md; and what a draft
-# model's token costs, as a share of the target's step.
+# Tokens that cost a step of each plane as much as its fixed part, on the machines of docs/benchmarks.md.
 FREE_TOKENS = {"reference": 8.0, "cpu": 8.0, "fast": 200.0}
-DRAFT_COST = 0.25
+DRAFT_COST = 0.25  # of a draft model's token, as a share of the target's step
 
 
 def choose(config: EngineConfig, device: str) -> str:
@@ -226,7 +225,8 @@ def _runner(plane: str, config: EngineConfig, model: Any, **settings: Any) -> An
         from quire.fast.cpu.linear import pack
 
         pack(model)
-    return ReferenceRunner(model, proposer=proposer, **settings)  # bookkeeping in NumPy: a CPU would gain nothing from another
+    # Bookkeeping in NumPy: a CPU would gain nothing from another.
+    return ReferenceRunner(model, proposer=proposer, **settings)
 
 
 def _tokenizer(config: EngineConfig) -> Any:

@@ -7,6 +7,7 @@ The help texts are the lines of those classes' docstrings.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
@@ -100,11 +101,21 @@ def _add_flags(
             text = f"{text}; one or more"
             options |= {"nargs": "+", "action": "extend", "type": get_args(kind)[0], "help": text}
             options["metavar"] = get_args(kind)[0].__name__.upper()
+        elif get_origin(kind) is dict:
+            options |= {"type": _json_object, "metavar": "JSON"}
         elif get_origin(kind) is Literal:
             options["choices"] = get_args(kind)
         else:
             options |= {"type": kind, "metavar": kind.__name__.upper()}
         group.add_argument("--" + name.replace("_", "-"), **options)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    """A JSON object as a dict."""
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value
 
 
 def _given(arguments: argparse.Namespace, prefix: str) -> dict[str, Any]:

@@ -300,9 +300,9 @@ class Scheduler:
             stop_ids=group.stop_ids,
             table=self.kv.new_table(request.cache_salt),
         )
-        if self._speculation is not None and isinstance(request.params, SamplingParams):
-            if request.params.speculative is not False:
-                seq.acceptance = self._speculation.new()
+        wanted = isinstance(request.params, SamplingParams) and request.params.speculative is not False
+        if self._speculation is not None and wanted:
+            seq.acceptance = self._speculation.new()
         self._num_sequences += 1
         group.sequences.append(seq)
         self.sequences[seq.seq_id] = seq

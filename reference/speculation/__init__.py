@@ -1,4 +1,4 @@
-"""Speculative decoding: who proposes drafts. Verification is part of sampling, the number of drafts of the control plane.
+"""Speculative decoding: who proposes drafts. Verification is a part of sampling, their number of control.
 
     proposer.py      the interface: what a proposer is shown, and what it offers
     config.py        ``SpeculativeConfig``: what a user may set

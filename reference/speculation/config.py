@@ -68,7 +68,7 @@ def _error(name: str, value: Any, problem: str, remedy: str) -> ConfigError:
 
 
 def speculative_config(given: Any, model: str | None, count: int | None) -> SpeculativeConfig | None:
-    """One ``SpeculativeConfig`` out of the new spelling (a mapping, or one already made) and the two older arguments."""
+    """One ``SpeculativeConfig`` of the new spelling (a mapping, or one already made) and the two older arguments."""
     if isinstance(given, SpeculativeConfig | None) and model is None and count is None:
         return given
     if isinstance(given, SpeculativeConfig) or not isinstance(given, dict | None):

@@ -20,7 +20,7 @@ from quire.server.protocol.base import RequestModel, accepted
 SAME_NAME = (
     "n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
     "seed", "stop", "stop_token_ids", "bad_words", "allowed_token_ids", "ignore_eos", "min_tokens", "prompt_logprobs",
-    "include_stop_str_in_output", "skip_special_tokens",
+    "include_stop_str_in_output", "skip_special_tokens", "speculative",
 )  # fmt: skip
 NOT_FOR_BEAMS = (
     "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed", "stop",
@@ -65,6 +65,7 @@ class SamplingFields(RequestModel):
     guided_grammar: str | None = Field(None, description="older name of structured_outputs.grammar")
     priority: int | None = Field(None, description="lower runs first, with scheduling_policy=priority")
     cache_salt: str | None = Field(None, min_length=1, description="keeps its blocks apart in the prefix cache")
+    speculative: bool | None = Field(None, description="false: without speculative decoding; the text is the same")
     return_token_ids: bool | None = Field(None, description="add prompt_token_ids and token_ids to the response")
 
     def engine_params(
