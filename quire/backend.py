@@ -197,21 +197,45 @@ def _draft_policy(config: EngineConfig, plane: str) -> Any:
     )
 
 
-def _proposer(config: EngineConfig) -> Any:
-    """Where drafts come from; None without speculation."""
+def _proposer(config: EngineConfig, target: Any, settings: dict[str, Any]) -> Any:
+    """Where drafts for ``target`` come from; None without speculation. ``settings`` are the runner's."""
     speculation = config.speculation
     if speculation is None:
         return None
+    if speculation.model is not None:
+        return _draft_model(config, speculation.model, target, settings)
     least, most = speculation.prompt_lookup_min, speculation.prompt_lookup_max
     from quire.reference.speculation.ngram import NGram
 
     return NGram(least, most)
 
 
+def _draft_model(config: EngineConfig, name: str, target: Any, settings: dict[str, Any]) -> Any:
+    """The draft model, on the target's ops and device. ConfigError if it does not fit the target."""
+    from quire.reference.models import load_model
+    from quire.reference.speculation.draft_model import DraftModel
+
+    model = load_model(
+        checkpoint.resolve(name, None),
+        dtype=config.dtype,
+        device=settings["device"],
+        ops=target.ops,
+        max_model_len=target.max_model_len,
+        load_format=config.load_format,
+    )
+    ours, theirs = target.config.vocab_size, model.config.vocab_size
+    if ours != theirs:
+        raise ConfigError(
+            "speculative_config.model", name, f"it has {theirs} tokens, and the model that it drafts for {ours}",
+            "Name a draft model with the same tokenizer",
+        )  # fmt: skip
+    sizes = {name: settings[name] for name in ("max_num_seqs", "block_size", "device", "dtype")}
+    return DraftModel(model, **sizes)
+
+
 def _runner(plane: str, config: EngineConfig, model: Any, **settings: Any) -> Any:
-    proposer = _proposer(config)
     if plane == "fast":
-        if proposer is not None:
+        if config.speculation is not None:
             raise ConfigError(
                 "speculative_config", config.speculative_config, "not built yet for GPUs",
                 'Leave it out, or use backend="reference"',
@@ -225,6 +249,7 @@ def _runner(plane: str, config: EngineConfig, model: Any, **settings: Any) -> An
         from quire.fast.cpu.linear import pack
 
         pack(model)
+    proposer = _proposer(config, model, settings)
     # Bookkeeping in NumPy: a CPU would gain nothing from another.
     return ReferenceRunner(model, proposer=proposer, **settings)
 

@@ -22,15 +22,16 @@ import torch
 from torch import Tensor
 
 from quire.reference.control.params import PoolingParams
-from quire.reference.control.plan import Fork, Logprobs, NewSeq, StepPlan, StepResult, Swap
+from quire.reference.control.plan import Fork, Logprobs, NewSeq, StepPlan, StepResult
+from quire.reference.inputs import Inputs, ragged_inputs, to_device
+from quire.reference.kv_cache import Caches, allocate, allocate_host, swap_blocks
 from quire.reference.models import Model
-from quire.reference.ops.cache import AttnMeta, copy_blocks
+from quire.reference.ops.cache import copy_blocks
 from quire.reference.pooling import PooledRow
 from quire.reference.sampling import Positions, SamplerState, sample, top_logprobs, verify
 from quire.reference.speculation.proposer import Proposer, View
 
 Ints = npt.NDArray[np.int64]
-Caches = list[tuple[Tensor, Tensor]]
 PROMPT_LOGITS = 1 << 24  # logits of prompt positions computed at once, in numbers: 64 MiB
 
 
@@ -42,15 +43,6 @@ class Done:
 
     def wait(self) -> StepResult:
         return self.result
-
-
-@dataclass
-class Inputs:
-    """What the model's forward pass takes: token ids and positions [T], and where they stand in the cache."""
-
-    ids: Tensor
-    positions: Tensor
-    meta: AttnMeta
 
 
 @dataclass
@@ -118,18 +110,9 @@ class ModelRunner:
         ``num_blocks`` counts the null block 0. The control plane numbers host blocks from 1 as well, so there is one
         more of them than can be used. The memory is not cleared; nothing reads a slot before it was written.
         """
-        c = self.model.config
-
-        def allocate(n: int, device: torch.device, pin: bool) -> Caches:
-            shape = (n, self.block_size, c.num_kv_heads, c.head_dim)
-            pair = [
-                torch.empty(shape, dtype=self.dtype, device=device, pin_memory=pin) for _ in range(2 * c.num_layers)
-            ]
-            return list(zip(pair[::2], pair[1::2]))
-
-        self.caches = allocate(num_blocks, self.device, False)
-        on_gpu = self.device.type == "cuda"
-        self.host_caches = allocate(num_host_blocks + 1, torch.device("cpu"), on_gpu) if num_host_blocks else []
+        config, size, dtype = self.model.config, self.block_size, self.dtype
+        self.caches = allocate(config, num_blocks, size, dtype, self.device)
+        self.host_caches = allocate_host(config, num_host_blocks, size, dtype, self.device.type == "cuda")
         if self.proposer is not None:
             self.proposer.allocate_kv(num_blocks, num_host_blocks)
 
@@ -144,32 +127,15 @@ class ModelRunner:
             empty = np.zeros(0, np.int64)
             self._launched = Launched(plan, empty, empty, empty, np.zeros(1, np.int64))
             return
-        rows, start, n = np.array([(s.row, s.start, s.n) for s in plan.seqs], np.int64).T
+        rows, start, n, n_draft = np.array([(s.row, s.start, s.n, s.n_draft) for s in plan.seqs], np.int64).T
         end = start + n
-        n_draft = np.array([s.n_draft for s in plan.seqs], np.int64)
         assert (end - n_draft <= self.row_len[rows]).all(), "the plan computes tokens that the rows do not have"
         assert (end <= self.num_row_blocks[rows] * self.block_size).all(), "the plan's rows lack blocks"
-        cu_q = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum(n, out=cu_q[1:])
-        if cu_q[-1] == len(rows):  # decodes only: every sequence has one token
-            row, position = rows, start
-        else:
-            row = np.repeat(rows, n)
-            position = np.arange(cu_q[-1]) + np.repeat(start - cu_q[:-1], n)
-        block, offset = np.divmod(position, self.block_size)
-        slot = self.block_table[row, block] * self.block_size + offset
-        for i, s in enumerate(plan.seqs):
-            if not s.write:
-                slot[cu_q[i] : cu_q[i + 1]] = -1
-        longest = int(end.max())
-        meta = AttnMeta(
-            cu_q=self._tensor(cu_q),
-            seq_len=self._tensor(end),
-            block_table=self._tensor(self.block_table[rows, : -(-longest // self.block_size)]),
-            slot=self._tensor(slot),
+        unwritten = [i for i, s in enumerate(plan.seqs) if not s.write]
+        inputs, cu_q = ragged_inputs(
+            rows, start, end, self.tokens, self.block_table, self.block_size, self.device, unwritten
         )
-        inputs = Inputs(self._tensor(self.tokens[row, position].astype(np.int64)), self._tensor(position), meta)
-        hidden = self.model.forward(inputs.ids, inputs.positions, self.caches, meta)
+        hidden = self.model.forward(inputs.ids, inputs.positions, self.caches, inputs.meta)
         self._launched = Launched(plan, rows, start, end, cu_q, inputs, hidden)
 
     @property
@@ -178,7 +144,7 @@ class ModelRunner:
         return self._launched
 
     def _tensor(self, array: Ints) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+        return to_device(array, self.device)
 
     def _apply(self, plan: StepPlan) -> None:
         """Everything before the forward pass, in the documented order."""
@@ -193,13 +159,13 @@ class ModelRunner:
         for fork in plan.forks:
             self._fork(fork)
         if plan.swap_out:
-            self._swap(plan.swap_out, out=True)
+            swap_blocks(self.caches, self.host_caches, plan.swap_out, out=True)
         if plan.copies:
             src, dst, row, entry = np.array(plan.copies, np.int64).T
             copy_blocks(self.caches, self._tensor(src), self._tensor(dst))
             self.block_table[row, entry] = dst
         if plan.swap_in:
-            self._swap(plan.swap_in, out=False)
+            swap_blocks(self.caches, self.host_caches, plan.swap_in, out=False)
         for s in plan.seqs:
             drafts = self.drafts.pop(s.row, [])
             if s.n_draft:
@@ -238,16 +204,6 @@ class ModelRunner:
             self.tokens[row, length] = fork.token
         self.row_len[row] = length + (fork.token is not None)
         self.sampler.fork(row, parent, fork.params, fork.stream)
-
-    def _swap(self, swaps: list[Swap], *, out: bool) -> None:
-        device_ids, host_ids = (torch.tensor(ids) for ids in zip(*swaps))
-        at = device_ids.to(self.device)
-        for pair, host_pair in zip(self.caches, self.host_caches):
-            for cache, host in zip(pair, host_pair):
-                if out:
-                    host[host_ids] = cache[at].to("cpu")
-                else:
-                    cache[at] = host[host_ids].to(self.device)
 
     # ------------------------------------------------------------------------------------------------- sample
 
@@ -307,8 +263,8 @@ class ModelRunner:
         if asked:
             counts = {k: int(self.sampler.logprobs[rows[k]]) for k in asked}
             raw = logits[[at.first[k] + j for k in asked for j in range(len(gained[k]))]]
-            own = torch.tensor([token for k in asked for token in gained[k]], device=self.device)
-            entries = iter(top_logprobs(raw, own, [counts[k] for k in asked for _ in gained[k]]))
+            stands = torch.tensor([token for k in asked for token in gained[k]], device=self.device)
+            entries = iter(top_logprobs(raw, stands, [counts[k] for k in asked for _ in gained[k]]))
             result.logprobs = {which[k]: [next(entries) for _ in gained[k]] for k in asked}
         self._propose(launched, which, result)
 

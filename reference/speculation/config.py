@@ -72,10 +72,10 @@ def speculative_config(given: Any, model: str | None, count: int | None) -> Spec
     if isinstance(given, SpeculativeConfig | None) and model is None and count is None:
         return given
     if isinstance(given, SpeculativeConfig) or not isinstance(given, dict | None):
-        fields = "the older speculative_model and num_speculative_tokens are given too"
-        problem = fields if isinstance(given, SpeculativeConfig) else "not a mapping"
+        both = "the older speculative_model or num_speculative_tokens is given too"
+        problem = both if isinstance(given, SpeculativeConfig) else "not a mapping"
         raise ConfigError("speculative_config", given, problem, 'Give a dict such as {"method": "ngram"}')
-    fields = dict(given or {})
+    fields: dict[str, Any] = dict(given or {})
     if count is not None and given is None and model is None:
         raise ConfigError(
             "num_speculative_tokens", count, "no proposer is named", 'Give speculative_config={"method": "ngram"} too'
