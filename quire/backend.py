@@ -205,6 +205,10 @@ def _proposer(config: EngineConfig, target: Any, settings: dict[str, Any]) -> An
     if speculation.model is not None:
         return _draft_model(config, speculation.model, target, settings)
     least, most = speculation.prompt_lookup_min, speculation.prompt_lookup_max
+    if speculation.method == "suffix":
+        from quire.reference.speculation.suffix import Suffix
+
+        return Suffix(least, most)
     from quire.reference.speculation.ngram import NGram
 
     return NGram(least, most)

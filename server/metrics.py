@@ -187,6 +187,9 @@ class EngineCollector:
             "kv_blocks_copied": (stats.num_copies, "Blocks copied on write"),
             "kv_blocks_swapped_out": (stats.num_swapped_out, "Blocks moved to host memory"),
             "kv_blocks_swapped_in": (stats.num_swapped_in, "Blocks moved back from host memory"),
+            "spec_decode_num_drafts": (stats.num_drafts, "Steps of a sequence that had drafts to verify"),
+            "spec_decode_num_draft_tokens": (stats.num_draft_tokens, "Drafts in all of them"),
+            "spec_decode_num_accepted_tokens": (stats.num_accepted_tokens, "Of these, accepted"),
             "verify_steps": (stats.steps_verified, "Steps that the reference computed once more"),
             "verify_divergences": (stats.steps_diverged, "Of these, found to differ"),
         }
@@ -194,10 +197,21 @@ class EngineCollector:
             counter = CounterMetricFamily(f"quire:{name}", text, labels=("model_name",))
             counter.add_metric((self._label,), value)
             yield counter
+        yield self._accepted_by_position()
         yield self._iteration_tokens()
         info = InfoMetricFamily("quire:cache_config", "How the KV cache is set up", labels=("model_name",))
         info.add_metric((self._label,), {"num_blocks": str(stats.blocks_total), "block_size": str(stats.block_size)})
         yield info
+
+    def _accepted_by_position(self) -> CounterMetricFamily:
+        family = CounterMetricFamily(
+            "quire:spec_decode_num_accepted_tokens_per_pos",
+            "Accepted drafts by their place in the step, from 0",
+            labels=("model_name", "position"),
+        )
+        for position, count in enumerate(self._engine.stats.accepted_by_position or [0]):
+            family.add_metric((self._label, str(position)), count)
+        return family
 
     def _iteration_tokens(self) -> HistogramMetricFamily:
         stats = self._engine.stats

@@ -104,3 +104,8 @@ class SchedulerStats:
     tokens_planned: int = 0  # by all these steps
     steps_verified: int = 0  # computed once more by the reference
     steps_diverged: int = 0  # of these, found to differ
+
+    @property
+    def mean_acceptance_length(self) -> float:
+        """Tokens that a step with drafts brings on average: those accepted, and the target's own. 1 without any."""
+        return 1 + self.num_accepted_tokens / max(self.num_drafts, 1)

@@ -22,8 +22,8 @@ def longest_matches(history: npt.NDArray[np.int32], text: npt.NDArray[np.int32],
     """
     found, places = 0, np.arange(1, len(text))
     for n in range(1, min(longest, len(history)) + 1):
-        places = places[places >= n] if n > 1 else places
-        closer = places[text[places - n] == history[-n]]
+        closer = places[places >= n]
+        closer = closer[text[closer - n] == history[-n]]
         if len(closer) == 0:
             break
         found, places = n, closer

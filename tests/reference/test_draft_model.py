@@ -149,6 +149,18 @@ def test_shared_blocks_are_computed_once(tiny, folders):
     assert proposer.computed - before >= 41
 
 
+def test_blocks_that_others_took_over_are_not_known_any_more(tiny, folders):
+    """Once filled for one request, then given to another that does not speculate, then found by a third."""
+    llm = tiny(
+        speculative_config={"model": folders("target"), "num_speculative_tokens": 2}, block_size=4, num_blocks=25
+    )
+    proposer = checked(llm)
+    for prompt, speculative in (([1] * 70, None), (list(range(1, 81)), False), ([*range(1, 81), 7], None)):
+        params = SamplingParams(temperature=0, max_tokens=4, speculative=speculative)
+        llm.generate(prompt, params, use_tqdm=False)
+    assert proposer.checks > 1 and llm.stats().prefix_hits == 80
+
+
 def test_long_prompts_are_caught_up_with_in_pieces(tiny, plain, folders, monkeypatch):
     monkeypatch.setattr("quire.reference.speculation.draft_model.CATCH_UP", 7)
     llm = tiny(speculative_config={"model": folders("target"), "num_speculative_tokens": 3, "adaptive": False})
