@@ -214,6 +214,10 @@ def _proposer(config: EngineConfig, target: Any, settings: dict[str, Any]) -> An
     return NGram(least, most)
 
 
+def _rejection(config: EngineConfig) -> bool:
+    return config.speculation is not None and config.speculation.verification == "rejection"
+
+
 def _draft_model(config: EngineConfig, name: str, target: Any, settings: dict[str, Any]) -> Any:
     """The draft model, on the target's ops and device. ConfigError if it does not fit the target."""
     from quire.reference.models import load_model
@@ -234,7 +238,7 @@ def _draft_model(config: EngineConfig, name: str, target: Any, settings: dict[st
             "Name a draft model with the same tokenizer",
         )  # fmt: skip
     sizes = {name: settings[name] for name in ("max_num_seqs", "block_size", "device", "dtype")}
-    return DraftModel(model, **sizes)
+    return DraftModel(model, rejection=_rejection(config), **sizes)
 
 
 def _runner(plane: str, config: EngineConfig, model: Any, **settings: Any) -> Any:
@@ -255,7 +259,7 @@ def _runner(plane: str, config: EngineConfig, model: Any, **settings: Any) -> An
         pack(model)
     proposer = _proposer(config, model, settings)
     # Bookkeeping in NumPy: a CPU would gain nothing from another.
-    return ReferenceRunner(model, proposer=proposer, **settings)
+    return ReferenceRunner(model, proposer=proposer, rejection=_rejection(config), **settings)
 
 
 def _tokenizer(config: EngineConfig) -> Any:

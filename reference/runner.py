@@ -28,8 +28,8 @@ from quire.reference.kv_cache import Caches, allocate, allocate_host, swap_block
 from quire.reference.models import Model
 from quire.reference.ops.cache import copy_blocks
 from quire.reference.pooling import PooledRow
-from quire.reference.sampling import Positions, SamplerState, sample, top_logprobs, verify
-from quire.reference.speculation.proposer import Proposer, View
+from quire.reference.sampling import Positions, SamplerState, reject, sample, top_logprobs, verify
+from quire.reference.speculation.proposer import Draft, Proposer, View
 
 Ints = npt.NDArray[np.int64]
 PROMPT_LOGITS = 1 << 24  # logits of prompt positions computed at once, in numbers: 64 MiB
@@ -74,6 +74,7 @@ class ModelRunner:
     max_model_len    longest sequence, prompt and output
     device, dtype    where the model is and the KV cache shall be, and the cache's dtype
     proposer         where drafts come from, for plans that ask for some
+    rejection        verify them by rejection sampling instead of shared noise
     """
 
     def __init__(
@@ -86,9 +87,11 @@ class ModelRunner:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         proposer: Proposer | None = None,
+        rejection: bool = False,
     ) -> None:
         self.model = model
         self.proposer = proposer
+        self.rejection = rejection
         self.block_size = block_size
         self.device = torch.device(device)
         self.dtype = dtype
@@ -98,7 +101,7 @@ class ModelRunner:
         self.block_table = np.zeros((max_num_seqs, -(-(max_model_len + 1) // block_size)), np.int64)
         self.num_row_blocks = np.zeros(max_num_seqs, np.int64)
         self.sampler = SamplerState(max_num_seqs, model.config.vocab_size)
-        self.drafts: dict[int, list[int]] = {}  # by row: offered, and not taken up by a plan yet
+        self.drafts: dict[int, Draft] = {}  # by row: offered by the latest step
         self.pooled: dict[int, PooledRow] = {}  # by row; these do not sample, the sampler knows nothing of them
         self.caches: Caches = []
         self.host_caches: Caches = []
@@ -167,9 +170,8 @@ class ModelRunner:
         if plan.swap_in:
             swap_blocks(self.caches, self.host_caches, plan.swap_in, out=False)
         for s in plan.seqs:
-            drafts = self.drafts.pop(s.row, [])
             if s.n_draft:
-                length = self.row_len[s.row]
+                length, drafts = self.row_len[s.row], self.drafts[s.row].token_ids
                 assert length == s.start + s.n - s.n_draft and len(drafts) >= s.n_draft, "no such drafts were offered"
                 self.tokens[s.row, length : length + s.n_draft] = drafts[: s.n_draft]
             if s.new_blocks:  # what stands behind ``start`` was reserved for drafts that were rejected
@@ -250,7 +252,11 @@ class ModelRunner:
         logits = self.model.logits(launched.hidden[self._tensor(at.length)]).float()
         in_batch = {k: masks[i] for k, i in enumerate(which) if i in masks}
         if n_draft.any():
-            gained, accepted = verify(logits, self.sampler, rows, lengths, self.tokens, n_draft, in_batch)
+            if self.rejection:
+                probs = [self.drafts[row].probs if n else None for row, n in zip(rows.tolist(), n_draft)]
+                gained, accepted = reject(logits, self.sampler, rows, lengths, self.tokens, n_draft, probs, in_batch)
+            else:
+                gained, accepted = verify(logits, self.sampler, rows, lengths, self.tokens, n_draft, in_batch)
             result.accepted = {i: count for i, n, count in zip(which, n_draft, accepted) if n}
         else:
             chosen = sample(logits, self.sampler, rows, lengths, self.tokens, in_batch)
@@ -269,7 +275,9 @@ class ModelRunner:
         self._propose(launched, which, result)
 
     def _propose(self, launched: Launched, which: list[int], result: StepResult) -> None:
-        """Ask for drafts where the plan does; they stay here until a plan takes them up, or does not."""
+        """Ask for drafts where the plan does; they stay here for the next plan to take up, or not."""
+        for row in launched.rows[which].tolist():
+            self.drafts.pop(row, None)
         asked = [i for i in which if launched.plan.seqs[i].propose]
         if not asked:
             return
@@ -279,7 +287,8 @@ class ModelRunner:
         view = View(rows, self.row_len[rows], want, self.tokens, self.block_table, self.sampler)
         for i, row, draft in zip(asked, rows.tolist(), self.proposer.propose(view)):
             if draft.token_ids:
-                self.drafts[row] = result.drafts[i] = draft.token_ids
+                self.drafts[row] = draft
+                result.drafts[i] = draft.token_ids
 
     def _prompt_logprobs(self, launched: Launched, i: int) -> tuple[int, list[Logprobs]]:
         """Entries for the prompt positions that plan.seqs[i] made known: the logits of p are about token p + 1."""

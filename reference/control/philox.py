@@ -11,7 +11,7 @@ The one mapping that everything in quire follows::
     word     = vocab_index % 4
 
 ``position`` is the index in the sequence of the token that is being chosen (the prompt's first token has 0), ``stream``
-tells the siblings of one request apart, and ``purpose`` keeps independent uses apart (today only ``SAMPLE``).
+tells the siblings of one request apart, and ``purpose`` keeps independent uses apart.
 Only 32-bit integer arithmetic and float32 are needed, so that a GPU kernel can repeat it word for word.
 """
 
@@ -22,8 +22,9 @@ from hashlib import blake2b
 import numpy as np
 import numpy.typing as npt
 
-SAMPLE = 0  # Gumbel noise of the target model's sampling
-# Speculation with textbook rejection sampling will need two more purposes; sampling by noise needs none.
+SAMPLE = 0  # Gumbel noise of the target model's sampling; a draft is drawn with the same, so that it agrees
+DRAFT = 1  # of a draft that rejection sampling is to judge, which must be independent of the target's
+ACCEPT = 2  # the uniform number that decides whether such a draft is accepted
 
 # The largest and the smallest value that ``gumbel`` can take: -log(2^-33) and -log(24 log 2), rounded outwards. A token
 # whose score lies more than their difference below the best score can never win.
@@ -87,16 +88,29 @@ def derive_seed(engine_seed: int, request_number: int) -> int:
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
 
 
+def uniform(seed: npt.ArrayLike, stream: npt.ArrayLike, position: npt.ArrayLike, purpose: int) -> F32:
+    """A number in (0, 1) per position, from the first word there. seed uint64, stream, position [N] -> float32 [N]."""
+    s, t, p = (np.asarray(a, np.uint64).reshape(-1, 1) for a in (seed, stream, position))
+    words = _words(np.zeros((1, 1), np.uint64), p, t, np.full((1, 1), purpose, np.uint64), s & _LOW, s >> _SHIFT)
+    return uniform_from_bits(words[:, 0, 0])
+
+
+def uniform_from_bits(x: U32) -> F32:
+    """u = (x + ½)·2⁻³² clamped below 1, in float32: at least 2⁻³³ and at most 1 − 2⁻²⁴."""
+    u = x.astype(np.float32)
+    u += np.float32(0.5)
+    u *= np.float32(2.0**-32)
+    np.minimum(u, np.float32(1 - 2.0**-24), out=u)
+    return u
+
+
 def gumbel_from_bits(x: U32) -> F32:
     """Standard Gumbel noise from random words: u = (x + ½)·2⁻³² clamped below 1, g = −log(−log1p(−u)); all float32.
 
     Finite at both ends: u is at least 2⁻³³ and at most 1 − 2⁻²⁴. Large g, which decides who wins, comes from small u,
     where float32 is densest. A kernel without log1p takes log(w)·(−u)/(w − 1) with w = 1 − u, and −u where w = 1.
     """
-    u = x.astype(np.float32)
-    u += np.float32(0.5)
-    u *= np.float32(2.0**-32)
-    np.minimum(u, np.float32(1 - 2.0**-24), out=u)
+    u = uniform_from_bits(x)
     np.negative(u, out=u)
     np.log1p(u, out=u)
     np.negative(u, out=u)

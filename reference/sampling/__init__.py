@@ -10,8 +10,20 @@ logits, history and parameters only: never on the other rows, bit by bit.
 """
 
 from quire.reference.sampling.logprobs import as_logprobs, rank_tokens, top_logprobs
+from quire.reference.sampling.rejection import distribution, draw, reject
 from quire.reference.sampling.sampler import sample
 from quire.reference.sampling.state import SamplerState
 from quire.reference.sampling.verification import Positions, verify
 
-__all__ = ["Positions", "SamplerState", "as_logprobs", "rank_tokens", "sample", "top_logprobs", "verify"]
+__all__ = [
+    "Positions",
+    "SamplerState",
+    "as_logprobs",
+    "distribution",
+    "draw",
+    "rank_tokens",
+    "reject",
+    "sample",
+    "top_logprobs",
+    "verify",
+]

@@ -19,24 +19,36 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from quire.reference.control import philox
 from quire.reference.control.plan import SeqPlan, StepPlan
 from quire.reference.inputs import ragged_inputs, to_device
 from quire.reference.kv_cache import Caches, allocate, allocate_host, swap_blocks
 from quire.reference.models import Model
 from quire.reference.ops.cache import copy_blocks
-from quire.reference.sampling import sample
+from quire.reference.sampling import distribution, draw, sample
 from quire.reference.speculation.proposer import Draft, Ints, View
 
 CATCH_UP = 2048  # tokens per forward pass of what has come since
 
 
 class DraftModel:
-    """Drafts with ``model``, which must have the target's vocabulary and reach as far as it."""
+    """Drafts with ``model``, which must have the target's vocabulary and reach as far as it.
+
+    ``rejection``: its drafts are drawn with noise of their own, and it says from what, for rejection sampling.
+    """
 
     def __init__(
-        self, model: Model, *, max_num_seqs: int, block_size: int, device: torch.device | str, dtype: torch.dtype
+        self,
+        model: Model,
+        *,
+        max_num_seqs: int,
+        block_size: int,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        rejection: bool = False,
     ) -> None:
         self.model = model
+        self.rejection = rejection
         self.block_size = block_size
         self.device = torch.device(device)
         self.dtype = dtype
@@ -101,10 +113,17 @@ class DraftModel:
         self._take_up(view)
         scores = self._forward(view, rows, self.known[rows], lengths)
         drafts: list[list[int]] = [[] for _ in rows]
+        probs: list[list[Tensor]] = [[] for _ in rows]
         active = np.arange(len(rows))
         for count in range(1, int(want.max()) + 1):
             behind = lengths[active] + count - 1
-            chosen = sample(scores, view.sampler, rows[active], behind, view.tokens).cpu().numpy()
+            if self.rejection:
+                weights = distribution(scores, view.sampler, rows[active], behind, view.tokens)
+                chosen = draw(weights, view.sampler, rows[active], behind, philox.DRAFT).cpu().numpy()
+                for i, own in zip(active.tolist(), weights):
+                    probs[i].append(own)
+            else:
+                chosen = sample(scores, view.sampler, rows[active], behind, view.tokens).cpu().numpy()
             view.tokens[rows[active], behind] = chosen
             going = []
             for i, token in zip(active.tolist(), chosen.tolist()):
@@ -119,7 +138,7 @@ class DraftModel:
             behind = lengths[active] + count
             scores = self._forward(view, rows[active], behind - 1, behind)
         self._remember(view, drafts)
-        return [Draft(draft) for draft in drafts]
+        return [Draft(draft, torch.stack(own) if own else None) for draft, own in zip(drafts, probs)]
 
     def _take_up(self, view: View) -> None:
         """Count what was accepted as known. A row's last token always remains: its logits are needed."""
