@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Tokens that cost a step of each plane as much as its fixed part, on the machines of docs/benchmarks.md.
 FREE_TOKENS = {"reference": 8.0, "cpu": 8.0, "fast": 200.0}
-DRAFT_COST = 0.25  # of a draft model's token, as a share of the target's step
+DRAFT_COST = 0.3  # of a draft model's token, as a share of the target's step
 
 
 def choose(config: EngineConfig, device: str) -> str:
@@ -98,7 +98,15 @@ def build_engine(
         keep_freed_memory()
     runner = load_runner(config, path, plane, where)
     activations = runner.measure_activations(config.max_num_batched_tokens) if plane == "fast" else None
-    sizes = size_kv(config, runner.model.config, dtype=runner.dtype, device=where, activations=activations)
+    drafts = config.speculation is not None and config.speculation.model is not None
+    sizes = size_kv(
+        config,
+        runner.model.config,
+        dtype=runner.dtype,
+        device=where,
+        activations=activations,
+        draft=runner.proposer.model.config if drafts else None,
+    )
     runner.allocate_kv(sizes.num_blocks, sizes.num_host_blocks)
     scheduler = Scheduler(
         config.scheduler(

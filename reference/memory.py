@@ -118,17 +118,19 @@ def size_kv(
     device: torch.device | str,
     weights_loaded: bool = True,
     activations: int | None = None,
+    draft: ModelConfig | None = None,
 ) -> MemoryLedger:
     """Measure ``device`` and plan its memory. Raises ConfigError (with the ledger in its text) if it cannot work.
 
     ``weights_loaded``: the model is on the device already, so its weights are no longer part of the free memory.
-    ``activations``: what the steps of these settings take, if somebody has measured it.
+    ``activations``: what the steps of these settings take, if somebody has measured it. ``draft``: a draft model, whose
+    K/V and weights come on top.
     """
     memory = measure(device)
     if weights_loaded:
-        weights = model.num_parameters * dtype.itemsize
+        weights = _weights(model, draft, dtype)
         memory = replace(memory, free=min(memory.total, memory.free + weights))
-    return plan_memory(config, model, dtype=dtype, memory=memory, activations=activations)
+    return plan_memory(config, model, dtype=dtype, memory=memory, activations=activations, draft=draft)
 
 
 def measure(device: torch.device | str) -> DeviceMemory:
@@ -167,19 +169,21 @@ def plan_memory(
     dtype: torch.dtype,
     memory: DeviceMemory,
     activations: int | None = None,
+    draft: ModelConfig | None = None,
 ) -> MemoryLedger:
     """The ledger for these settings on a device with this memory: arithmetic, corrected by ``activations`` if measured.
 
     Raises ConfigError if not even one sequence of max_model_len fits or if more was asked for than there is. Every
     remedy in its text has been tried by the same arithmetic.
     """
-    weights = model.num_parameters * dtype.itemsize
+    weights = _weights(model, draft, dtype)
+    kv_bytes_per_token = sum(m.kv_bytes_per_token(dtype) for m in (model, draft) if m is not None)
     correction = 1.0  # remedies have other settings, which nobody has measured
     if activations is not None:
         correction = activations / activation_bytes(config, model, dtype, config.max_model_len or model.max_position)
 
     def attempt(settings: EngineConfig) -> tuple[MemoryLedger, str | None]:
-        ledger = _ledger(settings, model, dtype, memory, weights, correction)
+        ledger = _ledger(settings, model, dtype, memory, weights, kv_bytes_per_token, correction)
         return ledger, _problem(settings, ledger)
 
     ledger, problem = attempt(config)
@@ -196,11 +200,21 @@ def _explicit(config: EngineConfig) -> str | None:
     return next((name for name in ("num_blocks", "kv_cache_memory_bytes") if getattr(config, name) is not None), None)
 
 
+def _weights(model: ModelConfig, draft: ModelConfig | None, dtype: torch.dtype) -> int:
+    return sum(m.num_parameters for m in (model, draft) if m is not None) * dtype.itemsize
+
+
 def _ledger(
-    config: EngineConfig, model: ModelConfig, dtype: torch.dtype, memory: DeviceMemory, weights: int, correction: float
+    config: EngineConfig,
+    model: ModelConfig,
+    dtype: torch.dtype,
+    memory: DeviceMemory,
+    weights: int,
+    kv_bytes_per_token: int,
+    correction: float,
 ) -> MemoryLedger:
     max_model_len = config.max_model_len or model.max_position
-    block_bytes = config.block_size * model.kv_bytes_per_token(dtype)
+    block_bytes = config.block_size * kv_bytes_per_token
     ledger = MemoryLedger(
         device=memory.device,
         total=memory.total,
@@ -209,7 +223,7 @@ def _ledger(
         weights=weights,
         activations=round(correction * activation_bytes(config, model, dtype, max_model_len)),
         block_size=config.block_size,
-        kv_bytes_per_token=model.kv_bytes_per_token(dtype),
+        kv_bytes_per_token=kv_bytes_per_token,
         num_blocks=0,
         num_host_blocks=0,
         max_model_len=max_model_len,

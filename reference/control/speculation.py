@@ -10,7 +10,8 @@ per sequence bring
 
 and the best k is the one with the greatest quotient: 0 where speculation does not pay. ``a`` is counted per sequence,
 older verifications fading away; a new sequence begins with what the engine has seen lately. At k = 0 nothing would ever
-be learned, so one draft is tried now and then, after pauses that double while it does not help.
+be learned, so one draft is tried now and then, after pauses that double while it does not help; not where even drafts
+that always agree would not pay.
 
 Nothing in here can change a text: only how many of its tokens come in one step.
 """
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 FADE = 0.9  # weight of a sequence's past verifications against the latest one
 SLOW_FADE = 0.98  # the same for the engine as a whole
 PRIOR = 1.5  # a new sequence starts as if it had tried so many drafts, with the engine's luck
-LONGEST_PAUSE = 64  # plain steps between two attempts at k = 0
+SHORTEST_PAUSE, LONGEST_PAUSE = 8, 64  # plain steps before an attempt at k = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +50,8 @@ class Acceptance:
 
     agreed: float
     tried: float
-    pause: int = 1
-    rest: int = 0
+    pause: int = SHORTEST_PAUSE
+    rest: int = SHORTEST_PAUSE
 
     @property
     def rate(self) -> float:
@@ -93,12 +94,11 @@ class Speculation:
             return self.policy.most
         length = best_length(acceptance.rate, batch, self.policy)
         if length:
-            acceptance.pause, acceptance.rest = 1, 0
+            acceptance.pause = acceptance.rest = SHORTEST_PAUSE
         elif acceptance.rest:
             acceptance.rest -= 1
-        else:
-            acceptance.rest = acceptance.pause
-            acceptance.pause = min(2 * acceptance.pause, LONGEST_PAUSE)
+        elif best_length(1.0, batch, self.policy):
+            acceptance.pause = acceptance.rest = min(2 * acceptance.pause, LONGEST_PAUSE)
             length = 1
         return length
 

@@ -36,6 +36,14 @@ def test_a_token_of_llama_8b_takes_128_kib():
     assert ledger.block_bytes == 16 * ledger.kv_bytes_per_token
 
 
+def test_a_draft_model_has_its_place():
+    memory = DeviceMemory("cuda:0", 80 * GIB, 80 * GIB)
+    both = plan_memory(EngineConfig(), LLAMA_8B, dtype=BF16, memory=memory, draft=TINY)
+    alone = plan(80)
+    assert both.weights - alone.weights == 2 * TINY.num_parameters
+    assert both.kv_bytes_per_token - alone.kv_bytes_per_token == TINY.kv_bytes_per_token(BF16) > 0
+
+
 def test_the_parts_add_up_to_the_device():
     ledger = plan(80, free=78, gpu_memory_utilization=0.75)
     assert ledger.others == 2 * GIB and ledger.reserved == 20 * GIB
