@@ -8,10 +8,10 @@ per sequence bring
 
     1 + a + a² + … + aᵏ  tokens,  at  1 + k · (B / (free_tokens + B) + draft_cost)  times the cost of a plain step
 
-and the best k is the one with the greatest quotient: 0 where speculation does not pay. ``a`` is counted per sequence,
-older verifications fading away; a new sequence begins with what the engine has seen lately. At k = 0 nothing would ever
-be learned, so one draft is tried now and then, after pauses that double while it does not help; not where even drafts
-that always agree would not pay.
+and the best k is the one with the greatest quotient: 0 where that is no tenth more than without. ``a`` is counted per
+sequence, older verifications fading away; a new sequence begins with what the engine has seen lately. At k = 0 nothing
+would ever be learned, so one draft is tried now and then, after pauses that double while it does not help; not where
+even drafts that always agree would not pay.
 
 Nothing in here can change a text: only how many of its tokens come in one step.
 """
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+WORTH = 1.1  # tokens per cost from which drafts are asked for; a plain step has 1
 FADE = 0.9  # weight of a sequence's past verifications against the latest one
 SLOW_FADE = 0.98  # the same for the engine as a whole
 PRIOR = 1.5  # a new sequence starts as if it had tried so many drafts, with the engine's luck
@@ -65,9 +66,9 @@ class Acceptance:
 
 
 def best_length(rate: float, batch: int, policy: DraftPolicy) -> int:
-    """The number of drafts that brings most tokens for their cost."""
+    """The number of drafts that brings most tokens for their cost; 0 if that is not ``WORTH`` it."""
     price = batch / (policy.free_tokens + batch) + policy.draft_cost
-    best, best_gain, tokens, chance = 0, 1.0, 1.0, 1.0
+    best, best_gain, tokens, chance = 0, WORTH, 1.0, 1.0
     for k in range(1, policy.most + 1):
         chance *= rate
         tokens += chance
