@@ -44,6 +44,10 @@ def run(arguments: argparse.Namespace) -> int:
         wall = time.perf_counter() - began
     produced = sum(o.metrics.num_generation_tokens for o in outputs)
     rows = _rows(outputs, sum(map(len, prompts)), produced, wall, start_s)
+    drafted = sum(o.metrics.num_draft_tokens for o in outputs)
+    if drafted:
+        rows.append(Row("drafts", drafted / produced, "per output token"))
+        rows.append(Row("accepted", sum(o.metrics.num_accepted_tokens for o in outputs) / drafted, "share of drafts"))
     show(rows, f"{llm.config.model}: {len(prompts)} requests")
     if arguments.json is not None:
         write(arguments.json, rows, "quire")

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from quire import LLM, SamplingParams, StructuredOutputsParams
 from quire.reference.speculation.proposer import Draft, View
+from quire.reference.trace import read_trace
 from tests.reference.test_metamorphic import (  # noqa: F401 - the fixtures
     ENGINES,
     TIGHT,
@@ -228,3 +229,24 @@ def test_stop_strings_inside_an_accepted_run(engine, prompts, alone):  # noqa: F
     known = {tuple(prompts[name]["prompt_token_ids"]): [[*c[2], 9, 9, 9, 9, 9] for c in alone[name][0]]}
     with_proposer(llm, Scripted(1.0, llm.engine.model.vocab_size, known))
     assert answer(llm, prompts, [name])[name] == alone[name]
+
+
+def test_the_trace_follows_the_blocks_and_tells_the_drafts(tiny, tmp_path):
+    """Blocks that were reserved for rejected drafts go back, and the recorded tables lose them as well."""
+    llm = tiny(**speculation(6), trace=str(tmp_path), block_size=2)
+    with_proposer(llm, Scripted(0.7, 384, {}))
+    engine, checks = llm.engine, 0  # noqa: F811
+    for seed in range(3):
+        engine.add_request([1 + seed, 2, 3], SamplingParams(temperature=0, max_tokens=20, ignore_eos=True))
+    while engine.has_unfinished():
+        engine.step()
+        for seq in engine.scheduler.running:
+            recorded = engine.recorder._tables.rows[seq.row]
+            assert recorded[: len(seq.table.blocks)] == seq.table.blocks
+            checks += 1
+    llm.close()
+    steps = read_trace(tmp_path / "steps.jsonl").steps
+    planned = sum(s["n_draft"] for step in steps for s in step["plan"]["seqs"])
+    accepted = sum(count for step in steps for count in step["result"]["accepted"].values())
+    stats = llm.stats()
+    assert checks > 10 and (planned, accepted) == (stats.num_draft_tokens, stats.num_accepted_tokens)

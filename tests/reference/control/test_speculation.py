@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quire.reference.control.speculation import LONGEST_PAUSE, Acceptance, DraftPolicy, Speculation, best_length
+from quire.reference.control.speculation import LONGEST_PAUSE, WORTH, Acceptance, DraftPolicy, Speculation, best_length
 
 LOOKUP = DraftPolicy(most=8, free_tokens=8.0)
 
@@ -26,7 +26,8 @@ def test_best_length_is_the_best_of_all(rate, batch, free_tokens, draft_cost):
     policy = DraftPolicy(most=6, free_tokens=free_tokens, draft_cost=draft_cost)
     price = batch / (free_tokens + batch) + draft_cost
     gains = [sum(rate**i for i in range(k + 1)) / (1 + k * price) for k in range(7)]
-    assert gains[best_length(rate, batch, policy)] >= max(gains) - 1e-9
+    k = best_length(rate, batch, policy)
+    assert gains[k] >= max(gains) - 1e-9 if k else max(gains) <= WORTH + 1e-9
 
 
 def test_a_sequence_whose_drafts_fail_stops_and_tries_again_ever_less_often():
