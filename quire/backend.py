@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Tokens that cost a step of each plane as much as its fixed part, on the machines of docs/benchmarks.md.
 FREE_TOKENS = {"reference": 8.0, "cpu": 8.0, "fast": 200.0}
-DRAFT_COST = 0.3  # of a draft model's token, as a share of the target's step
+DRAFT_COST = 0.35  # of a draft model's token, as a share of the target's step
 
 
 def choose(config: EngineConfig, device: str) -> str:

@@ -111,10 +111,13 @@ def _add_flags(
 
 
 def _json_object(text: str) -> dict[str, Any]:
-    """A JSON object as a dict."""
-    value = json.loads(text)
+    """A JSON object as a dict, or argparse's error."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON ({error})") from None
     if not isinstance(value, dict):
-        raise ValueError("not a JSON object")
+        raise argparse.ArgumentTypeError(f"{text!r} is JSON, but no object")
     return value
 
 

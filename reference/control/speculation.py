@@ -8,10 +8,12 @@ per sequence bring
 
     1 + a + a² + … + aᵏ  tokens,  at  1 + k · (B / (free_tokens + B) + draft_cost)  times the cost of a plain step
 
-and the best k is the one with the greatest quotient: 0 where that is no tenth more than without. ``a`` is counted per
-sequence, older verifications fading away; a new sequence begins with what the engine has seen lately. At k = 0 nothing
-would ever be learned, so one draft is tried now and then, after pauses that double while it does not help; not where
-even drafts that always agree would not pay.
+and the best k is the one with the greatest quotient: 0 where that is no tenth more than without (a fifth with a draft
+model, which has to compute what it has missed before it can draft). ``a`` is counted per sequence, older verifications
+fading away; a new sequence begins with what the engine has seen lately. At k = 0 nothing would ever be learned, so one
+draft is tried now and then, after pauses that double while it does not help; not where even drafts that always agree
+would not pay. A draft model's pass costs hardly less for one sequence than for all, so there the engine's luck decides
+first whether anybody drafts at all.
 
 Nothing in here can change a text: only how many of its tokens come in one step.
 """
@@ -20,7 +22,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-WORTH = 1.1  # tokens per cost from which drafts are asked for; a plain step has 1
+WORTH, WORTH_CATCHING_UP = 1.1, 1.2  # tokens per cost from which drafts are asked for; a plain step has 1
 FADE = 0.9  # weight of a sequence's past verifications against the latest one
 SLOW_FADE = 0.98  # the same for the engine as a whole
 PRIOR = 1.5  # a new sequence starts as if it had tried so many drafts, with the engine's luck
@@ -66,9 +68,9 @@ class Acceptance:
 
 
 def best_length(rate: float, batch: int, policy: DraftPolicy) -> int:
-    """The number of drafts that brings most tokens for their cost; 0 if that is not ``WORTH`` it."""
+    """The number of drafts that brings most tokens for their cost; 0 if that is not worth it."""
     price = batch / (policy.free_tokens + batch) + policy.draft_cost
-    best, best_gain, tokens, chance = 0, WORTH, 1.0, 1.0
+    best, best_gain, tokens, chance = 0, WORTH_CATCHING_UP if policy.lookahead else WORTH, 1.0, 1.0
     for k in range(1, policy.most + 1):
         chance *= rate
         tokens += chance
@@ -93,15 +95,25 @@ class Speculation:
         """Drafts to ask for, for the next step of a sequence among ``batch``. Asked once per step."""
         if not self.policy.adaptive:
             return self.policy.most
+        if self.policy.lookahead:  # a pass of a draft model costs hardly less for one sequence than for all
+            if not best_length(self.overall.rate, batch, self.policy):
+                return self._attempt(self.overall, batch, batch)
+            self.overall.pause = self.overall.rest = SHORTEST_PAUSE
         length = best_length(acceptance.rate, batch, self.policy)
-        if length:
-            acceptance.pause = acceptance.rest = SHORTEST_PAUSE
-        elif acceptance.rest:
-            acceptance.rest -= 1
-        elif best_length(1.0, batch, self.policy):
-            acceptance.pause = acceptance.rest = min(2 * acceptance.pause, LONGEST_PAUSE)
-            length = 1
+        if not length:
+            return self._attempt(acceptance, batch, 1)
+        acceptance.pause = acceptance.rest = SHORTEST_PAUSE
         return length
+
+    def _attempt(self, luck: Acceptance, batch: int, per_step: int) -> int:
+        """1 if the pause at k = 0 is over, else 0. Whoever shares ``luck`` asks ``per_step`` times a step."""
+        if luck.rest:
+            luck.rest -= 1
+        elif best_length(1.0, batch, self.policy):
+            luck.pause = min(2 * luck.pause, LONGEST_PAUSE)
+            luck.rest = luck.pause * per_step
+            return 1
+        return 0
 
     def count(self, acceptance: Acceptance, drafted: int, accepted: int) -> None:
         """A verification of ``drafted`` drafts is back."""

@@ -65,3 +65,13 @@ def test_where_nothing_could_pay_nothing_is_tried():
 def test_without_adaptation_k_is_fixed():
     controller = Speculation(DraftPolicy(most=5, adaptive=False))
     assert controller.length(Acceptance(0.0, 100.0), 1000) == 5
+
+
+def test_with_a_draft_model_all_stop_together_and_one_tries_for_all():
+    policy = DraftPolicy(most=5, free_tokens=8.0, draft_cost=0.3, lookahead=True)
+    controller = Speculation(policy)
+    sequences = [controller.new() for _ in range(4)]
+    for _ in range(100):
+        controller.count(sequences[0], 5, 0)  # one has no luck at all, and all stop
+    asked = [[controller.length(sequence, 4) for sequence in sequences] for _ in range(300)]
+    assert sum(map(sum, asked)) < 10 and all(sum(step) <= 1 for step in asked)
