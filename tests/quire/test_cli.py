@@ -180,6 +180,7 @@ def test_the_live_view_draws(model, capsys, monkeypatch):
         (["info", "/no/such"], "no such folder"),
         (["generate", "x", "--num-blocks", "1"], "num_blocks=1"),
         (["chat", "--backend", "fast", "--device", "meta"], "backend='fast'"),
+        (["generate", "x", "--speculative-config", '{"method": "luck"}'], "speculative_config.method='luck'"),
         (["bench", "--json", "/no/such/file"], "--json='/no/such/file': its folder does not exist"),
     ],
 )
@@ -202,6 +203,16 @@ def test_wrong_usage_is_argparses(capsys):
         with pytest.raises(SystemExit) as left:
             main(["bench", flag, value])
         assert left.value.code == 2 and f"argument {flag}: give " in capsys.readouterr().err
+
+
+def test_what_is_a_dict_in_python_is_json_on_the_command_line(model, capsys):
+    config = '{"method": "ngram", "prompt_lookup_min": 1, "adaptive": false}'
+    assert main(["bench", *model, "--num-prompts", "2", "--output-len", "30", "--speculative-config", config]) == 0
+    assert "share of drafts" in capsys.readouterr().out
+    for value, problem in (("ngram", "'ngram' is no JSON"), ("[1]", "no object")):
+        with pytest.raises(SystemExit):
+            main(["bench", "--speculative-config", value])
+        assert problem in capsys.readouterr().err
 
 
 def test_help_tells_the_defaults_that_hold(capsys):
