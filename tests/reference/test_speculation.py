@@ -101,7 +101,7 @@ def test_the_workload_is_answered_the_same(engine, alone, prompts, case):  # noq
         with_proposer(llm, Scripted(right, llm.engine.model.vocab_size, known))
     assert answer(llm, prompts, list(WORKLOAD)) == alone
     stats = llm.stats()
-    assert stats.num_drafts >= 5
+    assert stats.num_drafts >= (1 if adaptive else 5)
     assert sum(stats.accepted_by_position) == stats.num_accepted_tokens <= stats.num_draft_tokens
     if right is not None and right > 0.5:
         assert stats.num_accepted_tokens > 20
