@@ -85,6 +85,11 @@ def build_engine(
     """
     where = device(config)
     plane = plane or choose(config, where)
+    if plane == "fast" and config.speculation is not None:
+        raise ConfigError(
+            "speculative_config", config.speculative_config, "not built yet for GPUs",
+            'Leave it out, or use backend="reference"',
+        )  # fmt: skip
     if config.async_scheduling is None:
         config = replace(config, async_scheduling=plane == "fast")
 
@@ -251,11 +256,6 @@ def _draft_model(config: EngineConfig, name: str, target: Any, settings: dict[st
 
 def _runner(plane: str, config: EngineConfig, model: Any, **settings: Any) -> Any:
     if plane == "fast":
-        if config.speculation is not None:
-            raise ConfigError(
-                "speculative_config", config.speculative_config, "not built yet for GPUs",
-                'Leave it out, or use backend="reference"',
-            )  # fmt: skip
         from quire.fast.runner import ModelRunner
 
         return ModelRunner(model, enforce_eager=config.enforce_eager, **settings)

@@ -238,8 +238,8 @@ class ModelRunner:
         for i, s in enumerate(plan.seqs):
             if s.n_draft:
                 raise NotImplementedError(f"sequence {s.seq_id} has {s.n_draft} drafted tokens: no verification yet")
-            if s.new_blocks:
-                have = int(rows.num_blocks[s.row])
+            if s.new_blocks:  # what stands behind ``start`` was reserved for drafts that were rejected
+                have = min(int(rows.num_blocks[s.row]), -(-s.start // self.block_size))
                 if s.n == len(s.new_blocks) == 1 and have == s.start // self.block_size:
                     gained[i] = s.new_blocks[0]
                 else:
