@@ -19,6 +19,7 @@ import torch
 import quire.reference.runner as runner_module
 from quire import LLM, BeamSearchParams, ConfigError, EngineConfig, SamplingParams, StructuredOutputsParams
 from quire.cli import serve
+from quire.reference import inputs as inputs_module
 from quire.reference import ops as reference_ops
 from quire.reference.control import kv_manager
 from quire.reference.ops import AttnMeta, invariant
@@ -224,7 +225,7 @@ def test_a_sampler_that_takes_the_second_best_is_found(checkpoint, tmp_path, mon
 
 def test_a_runner_that_mixes_up_its_slots_is_found(checkpoint, tmp_path, monkeypatch) -> None:
     """Both planes would write there, so no comparison of ops can tell."""
-    monkeypatch.setattr(runner_module, "AttnMeta", lambda **f: AttnMeta(**f | {"slot": f["slot"].roll(1)}))
+    monkeypatch.setattr(inputs_module, "AttnMeta", lambda **f: AttnMeta(**f | {"slot": f["slot"].roll(1)}))
     llm = engine(checkpoint, tmp_path, verify=1)
     llm.generate([{"prompt_token_ids": BEGINNING}], SamplingParams(max_tokens=3), use_tqdm=False)
     recording = read(min(tmp_path.iterdir()))
