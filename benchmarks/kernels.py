@@ -154,18 +154,19 @@ def linears(limits: Ceilings) -> Iterator[Row]:
 
 
 def sampler(limits: Ceilings) -> Iterator[Row]:
-    """256 rows of 151,936 normal logits; the floor is reading them once."""
+    """256 rows of 151,936 normal logits (peaked: four times as spread); the floor is reading them once."""
     vocab = 151936
     cases = {
         "greedy": SamplingParams(temperature=0),
         "temperature": SamplingParams(temperature=0.6),
         "top_k": SamplingParams(temperature=0.6, top_k=50),
         "top_p": SamplingParams(temperature=0.6, top_p=0.9),
+        "top_p-peaked": SamplingParams(temperature=0.6 / 4, top_p=0.9),
         "min_p": SamplingParams(temperature=0.6, min_p=0.05),
         "penalties": SamplingParams(temperature=0.6, repetition_penalty=1.1, frequency_penalty=0.1),
         "all": SamplingParams(temperature=0.6, top_k=50, top_p=0.9, repetition_penalty=1.1, presence_penalty=0.1),
     }
-    for rows, names in ((256, cases), (1, ("temperature", "top_p", "all"))):
+    for rows, names in ((256, cases), (1, ("temperature", "top_p-peaked", "all"))):
         tokens = torch.randint(0, vocab, (rows, 4097), dtype=torch.int32, device=DEVICE)
         at = torch.arange(rows, device=DEVICE)
         lengths = torch.full((rows,), 840, device=DEVICE)

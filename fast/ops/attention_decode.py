@@ -28,8 +28,9 @@ from quire.fast.ops.cache import AttnMeta
 from quire.fast.ops.softmax import merge_weights, scores_of, softmax_step
 
 ROWS = 16  # rows of the query matrix: the least that the matrix units multiply
-# Programs per processor. Many sequences: enough for long ones to find others that even them out. Few: one wave.
-PIECES_PER_PROCESSOR = {"many": 16, "few": 4}
+# Programs per processor. Many sequences: enough for long ones to find others that even them out, no more, since every
+# cut costs. Few: one wave.
+PIECES_PER_PROCESSOR = {"many": 8, "few": 4}
 SHORTEST_PIECE = 64
 COMBINERS = 8  # programs per processor that add up partial results
 KEYS_IN_ORDER = 32  # the tile of keys where orders are fixed: here and in the kernel for many queries

@@ -45,12 +45,14 @@ def gumbel(word):
 
 @triton.jit
 def gumbel_bound(word):
-    """A number that ``gumbel(word)`` does not exceed, and that is at most 0.07 above it where u is small.
+    """A number that ``gumbel(word)`` does not exceed: for most words, and a small u, at most 0.07 above it.
 
     -log1p(-u) is at least u, and for u = 2^e (1 + f) log2(u) is at least e + f, which are the bits of u as a
-    fixed-point number. Its upper 23 bits become a float by being put behind an exponent. 1e-3 pays for roundings, those
-    of the score that it is added to included.
+    fixed-point number. u itself is rounded down to 23 bits: put behind the exponent of 1 they are 1 + u, without the
+    slow conversion of an integer. Put behind the exponent of 2^23, the upper 23 bits of the result become a float
+    again. 1e-3 pays for roundings, those of the score that it is added to included.
     """
-    bits = uniform(word).to(tl.int32, bitcast=True) >> 8
-    fixed = (bits | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0  # (e + 127 + f) * 2^15
-    return (127.0 * 0.6931472 + 1e-3) - fixed * (0.6931472 / 32768.0)
+    u = ((word >> 9) | 0x3F800000).to(tl.float32, bitcast=True) - 1.0
+    bits = u.to(tl.int32, bitcast=True) >> 8
+    fixed = (bits | 0x4B000000).to(tl.float32, bitcast=True)  # 2^23 + (e + 127 + f) * 2^15
+    return tl.fma(fixed, -0.6931472 / 32768, (127.0 + 256) * 0.6931472 + 1e-3)

@@ -24,10 +24,10 @@ from quire.fast.device import OVERLAP, num_processors, overlap
 from quire.fast.sampling.penalties import penalise
 from quire.fast.sampling.philox import gumbel, gumbel_bound, philox
 from quire.fast.sampling.state import DeviceSamplerState
-from quire.fast.sampling.truncation import scaled, thresholds
+from quire.fast.sampling.truncation import CAPACITY, scaled, thresholds
 
-BLOCK = 1024  # logits per iteration
-PROGRAMS_PER_PROCESSOR = 8
+BLOCK = 256  # logits per iteration: eight per lane of a single warp, which waits for no other
+PROGRAMS_PER_PROCESSOR = 32
 
 
 def sample(
@@ -59,7 +59,7 @@ def sample(
     if penalised:
         logits = logits.float()
     edits = penalise(logits, state, rows, lengths, tokens) if penalised else None
-    lowest = thresholds(logits, state, rows) if truncated else None
+    kept = thresholds(logits, state, rows) if truncated else None
     most = triton.cdiv(vocab, BLOCK)
     parts = min(most, triton.cdiv(PROGRAMS_PER_PROCESSOR * num_processors(logits.device), max(count, 1)))
     blocks = triton.cdiv(most, parts)  # per part
@@ -68,8 +68,10 @@ def sample(
     chosen = torch.empty(count, dtype=torch.int64, device=logits.device)
     if count:
         _choose[(parts, count)](
-            logits, lowest, rows, lengths, state.temperature, state.seed, state.stream, best, token,
-            vocab, logits.stride(0), blocks, TRUNCATED=lowest is not None, BLOCK=BLOCK, num_warps=4, **OVERLAP,
+            logits, *(vars(kept).values() if kept else [None] * 4),
+            rows, lengths, state.temperature, state.seed, state.stream, best, token,
+            vocab, logits.stride(0), blocks,
+            TRUNCATED=kept is not None, CAPACITY=CAPACITY, BLOCK=BLOCK, num_warps=1, **OVERLAP,
         )  # fmt: skip
         _best_part[(count,)](best, token, chosen, parts, triton.next_power_of_2(most), num_warps=1, **OVERLAP)
     if edits is not None:
@@ -79,8 +81,8 @@ def sample(
 
 @triton.jit(do_not_specialize=["blocks"])
 def _choose(
-    logits, lowest, rows, lengths, temperature, seed, stream, best_of, token_of, vocab, stride, blocks,
-    TRUNCATED: tl.constexpr, BLOCK: tl.constexpr,
+    logits, lowest, size, scores, ids, rows, lengths, temperature, seed, stream, best_of, token_of,
+    vocab, stride, blocks, TRUNCATED: tl.constexpr, CAPACITY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Program (part of the vocabulary, position): the best perturbed score of the part, and whose it is."""
     overlap()
@@ -93,14 +95,23 @@ def _choose(
     k0, k1 = (key & 0xFFFFFFFF).to(tl.uint32), ((key >> 32) & 0xFFFFFFFF).to(tl.uint32)
     position, sibling = tl.load(lengths + r).to(tl.uint32), tl.load(stream + row).to(tl.uint32)
     keep = float("-inf")
-    if TRUNCATED:
-        keep = tl.load(lowest + r)
     inverse = 1.0 / t
     best = float("-inf")
     token = 0
+    begin, stop = part * blocks, part * blocks + blocks
+    if TRUNCATED:
+        keep = tl.load(lowest + r)
+        listed = tl.load(size + r)
+        for start in range(part * BLOCK, listed, tl.num_programs(0) * BLOCK):
+            at = start + tl.arange(0, BLOCK)
+            x = tl.load(scores + r * CAPACITY + at, mask=at < listed, other=float("-inf"))
+            i = tl.load(ids + r * CAPACITY + at, mask=at < listed, other=0)
+            x = tl.where(x >= keep, x, float("-inf"))
+            best, token = _draw_listed(x, i, position, sibling, k0, k1, best, token)
+        stop = tl.where(listed >= 0, begin, stop)  # then no more is to be read
     if random:
-        for j in range(part * blocks, part * blocks + blocks):
-            x = _block(logits, r, stride, j, vocab, BLOCK)
+        for j in range(begin, stop):
+            x = _load(logits, r, stride, j * BLOCK + tl.arange(0, BLOCK), vocab)
             if TRUNCATED:
                 x = scaled(x, t)
                 x = tl.where(x >= keep, x, float("-inf"))
@@ -110,22 +121,23 @@ def _choose(
                 # The division proper is for the few that matter.
                 best, token = _draw(x * inverse, x, t, j, position, sibling, k0, k1, best, token, BLOCK)
     else:
-        tops = tl.full([BLOCK], float("-inf"), tl.float32)
-        where = tl.zeros([BLOCK], tl.int32)
-        for j in range(part * blocks, part * blocks + blocks):
-            x = _block(logits, r, stride, j, vocab, BLOCK)
-            where = tl.where(x > tops, j, where)
+        # With so little to compute, reading decides, and wide loads read best.
+        lane = tl.arange(0, 4 * BLOCK)
+        tops = tl.full([4 * BLOCK], float("-inf"), tl.float32)
+        where = lane * 0
+        for i in range(begin * BLOCK, stop * BLOCK, 4 * BLOCK):
+            x = _load(logits, r, stride, i + lane, tl.minimum(vocab, stop * BLOCK))
+            where = tl.where(x > tops, i, where)
             tops = tl.maximum(x, tops)
         best = tl.max(tops, 0)
-        token = tl.min(tl.where(tops == best, where * BLOCK + tl.arange(0, BLOCK), 0x7FFFFFFF), 0)
+        token = tl.min(tl.where(tops == best, where + lane, 0x7FFFFFFF), 0)
     tl.store(best_of + r * tl.num_programs(0) + part, best)
     tl.store(token_of + r * tl.num_programs(0) + part, token)
 
 
 @triton.jit
-def _block(logits, r, stride, j, vocab, BLOCK: tl.constexpr):
-    i = j * BLOCK + tl.arange(0, BLOCK)
-    return tl.load(logits + r.to(tl.int64) * stride + i, mask=i < vocab, other=float("-inf")).to(tl.float32)
+def _load(logits, r, stride, i, end):
+    return tl.load(logits + r.to(tl.int64) * stride + i, mask=i < end, other=float("-inf")).to(tl.float32)
 
 
 @triton.jit
@@ -154,6 +166,21 @@ def _draw(near, x, t, j, position, sibling, k0, k1, best, token, BLOCK: tl.const
         if top > best:
             best = top
             token = tl.min(tl.where(has, first, 0x7FFFFFFF), 0)
+    return best, token
+
+
+@triton.jit
+def _draw_listed(x, i, position, sibling, k0, k1, best, token):
+    """The better of (best, token) and the tokens ``i``, in any order, with scores ``x`` and noise."""
+    zero = (i * 0).to(tl.uint32)
+    w0, w1, w2, w3 = philox((i // 4).to(tl.uint32), zero + position, zero + sibling, zero, k0, k1)
+    word = tl.where(i % 4 < 2, tl.where(i % 4 == 0, w0, w1), tl.where(i % 4 == 2, w2, w3))
+    x += gumbel(word)
+    top = tl.max(x, 0)
+    first = tl.min(tl.where(x == top, i, 0x7FFFFFFF), 0)
+    if (top > best) | ((top == best) & (first < token)):
+        best = top
+        token = first
     return best, token
 
 

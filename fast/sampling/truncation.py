@@ -5,39 +5,58 @@ The idea: get cheaply to a short list of scores that certainly holds the thresho
 - *top-k.* Split a row into GROUPS groups and take each group's largest score. At least k scores reach the k-th largest
   of these, so the threshold is no lower; and as groups rarely hold two of the k best, hardly more than k do.
 - *min-p* is a lower bound by itself.
-- *top-p alone.* How much probability reaches a score is a monotone function of the score. One pass measures it at
-  SPLITS scores at once, so two passes shrink the interval of the threshold by (SPLITS + 1)^2 = 289.
+- *top-p alone.* Where the groups' largest scores have the mass already, as with a model that is sure of itself, the one
+  at which they reach it is a lower bound. Otherwise: how much probability reaches a score is a monotone function of the
+  score. One pass measures it at SPLITS scores at once, so two passes shrink the interval of the threshold by
+  (SPLITS + 1)^2 = 289.
 
 Scores within the bounds are appended to the row's list in any order. Sums over the list are taken in 64-bit integers,
 so that the order has no influence. Where a list overflows (equal logits, huge k) the row itself is searched instead:
-slow, and just as right. The thresholds are exact in float32; ties are kept.
+slow, and just as right. The thresholds are exact in float32; ties are kept. A list that holds all that is kept is the
+sampler's best gift: it draws from the list and does not read the row again.
 
-Roofline: bytes; the logits once for the bounds, once for the list, and twice more for top-p alone. Measured on
-an H200, 256 rows of 151,936 normal logits in float32, on top of the 90 µs of ``sampler``: top-k 50 130 µs, min-p 180,
-top-p alone 530 (its passes evaluate 16 comparisons per logit and are bound by arithmetic).
+Roofline: bytes; the logits once for the bounds, once for the list, and twice more for a flat top-p alone.
+TRUNCATION_MEASURED
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire.fast.device import OVERLAP, overlap
 from quire.fast.sampling.state import DeviceSamplerState
 
 BLOCK = 1024  # scores per iteration
 GROUPS = 4096
 SPLITS = 16
 CAPACITY = 4096  # of a row's list
-SETTLING = 1024  # scores looked at together in the last step
+SETTLING = 256  # scores looked at together in the last step, by one warp
+LISTING = 512  # scores per iteration of the pass that lists them
 
 
-def thresholds(logits: Tensor, state: DeviceSamplerState, rows: Tensor) -> Tensor:
-    """logits [R, V]; rows int [R] in ``state`` -> lowest kept score (logits / temperature), float32 [R].
+@dataclass
+class Kept:
+    """What truncation leaves of each row.
 
-    Rows without truncation, and greedy ones, get -inf.
+    lowest  float32 [R], the lowest kept score (logit / temperature); -inf: the row is greedy or not truncated
+    size    int32 [R], the number of listed tokens if they hold all that is kept, else -1
+    scores  float32 [R, CAPACITY], of the listed tokens, in any order
+    ids     int32 [R, CAPACITY], the listed tokens
     """
+
+    lowest: Tensor
+    size: Tensor
+    scores: Tensor
+    ids: Tensor
+
+
+def thresholds(logits: Tensor, state: DeviceSamplerState, rows: Tensor) -> Kept:
+    """logits [R, V]; rows int [R] in ``state`` -> what is kept of each row."""
     (count, vocab), device = logits.shape, logits.device
 
     def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -47,39 +66,34 @@ def thresholds(logits: Tensor, state: DeviceSamplerState, rows: Tensor) -> Tenso
     blocks = triton.cdiv(vocab, parts * BLOCK)
     largest, total, groups = new(parts), new(parts), new(GROUPS)
     best, low, high, goal, above = (new() for _ in range(5))
-    mass, found, listed = new(parts, SPLITS), new(dtype=torch.int32), new(CAPACITY)
+    mass, found = new(parts, SPLITS), new(dtype=torch.int32)
+    kept = Kept(low, found, new(CAPACITY), new(CAPACITY, dtype=torch.int32))
     if count == 0:
-        return low
+        return kept
     row = (logits, rows, state.temperature, logits.stride(0), vocab, blocks)
     limits = (state.temperature, state.top_k, state.log_min_p, state.top_p)
     per_part, per_row = (parts, count), (count,)
     _summarise[per_part](
-        *row, state.top_k, state.log_min_p, largest, total, groups, BLOCK=BLOCK, GROUPS=GROUPS // parts, num_warps=4
-    )
+        *row, state.top_k, state.log_min_p, largest, total, groups,
+        BLOCK=BLOCK, GROUPS=GROUPS // parts, num_warps=4, **OVERLAP,
+    )  # fmt: skip
     _bound[per_row](
         rows, *limits, largest, total, groups, best, low, high, goal, above, found, vocab,
-        PARTS=parts, GROUPS=GROUPS, num_warps=8,
+        PARTS=parts, GROUPS=GROUPS, num_warps=8, **OVERLAP,
     )  # fmt: skip
     for _ in range(2):
-        _measure[per_part](*row, best, low, high, goal, mass, BLOCK=BLOCK, SPLITS=SPLITS, num_warps=8)
-        _narrow[per_row](low, high, goal, above, mass, PARTS=parts, SPLITS=SPLITS, num_warps=1)
-    shares = 4 * parts if count >= 128 else parts  # waiting for their turn to append, many programs hide it
+        _measure[per_part](*row, best, low, high, goal, mass, BLOCK=BLOCK, SPLITS=SPLITS, num_warps=8, **OVERLAP)
+        _narrow[per_row](low, high, goal, above, mass, PARTS=parts, SPLITS=SPLITS, num_warps=1, **OVERLAP)
+    shares = (8 if count >= 128 else 2) * parts  # waiting for their turn to append, many programs hide it
     _list[(shares, count)](
-        *row[:-1],
-        triton.cdiv(vocab, shares * BLOCK),
-        low,
-        high,
-        found,
-        listed,
-        BLOCK=BLOCK,
-        CAPACITY=CAPACITY,
-        num_warps=4,
-    )
-    _settle[per_row](
-        *row[:5], *limits[1:], best, low, high, goal, above, found, listed,
-        CAPACITY=CAPACITY, BLOCK=SETTLING, num_warps=4,
+        *row[:-1], triton.cdiv(vocab, shares * LISTING), low, high, found, kept.scores, kept.ids,
+        BLOCK=LISTING, CAPACITY=CAPACITY, num_warps=1, **OVERLAP,
     )  # fmt: skip
-    return low
+    _settle[per_row](
+        *row[:5], *limits[1:], best, low, high, goal, above, found, kept.scores,
+        CAPACITY=CAPACITY, BLOCK=SETTLING, num_warps=1, **OVERLAP,
+    )  # fmt: skip
+    return kept
 
 
 @triton.jit
@@ -103,6 +117,7 @@ def _summarise(
     BLOCK: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
     """Program (part, position): the part's largest score, its sum of exp(score - largest), its groups' largest."""
+    overlap()
     part, r = tl.program_id(0), tl.program_id(1)
     row = tl.load(rows + r)
     t = tl.load(temperature + row)
@@ -134,9 +149,10 @@ def _bound(
 ):  # fmt: skip
     """The interval [low, high) in which the row's threshold lies, and for top-p alone the mass to be reached.
 
-    goal > 0: the interval can be narrowed by mass; 0: it is as it is; -1: the row is not truncated.
-    above: the mass of scores from ``high`` on.
+    goal > 0: the mass to be reached; 0: to be found on the list; -1: the row is not truncated. ``high`` is infinite
+    where the interval is short enough; else it is to be narrowed. above: the mass of scores from ``high`` on.
     """
+    overlap()
     r = tl.program_id(0)
     row = tl.load(rows + r)
     k, p, min_p = tl.load(top_k + row), tl.load(top_p + row), tl.load(log_min_p + row)
@@ -164,10 +180,23 @@ def _bound(
                     b = middle - 1
             lower = tl.maximum(lower, _unkey(a.to(tl.int32)))
         elif (k >= vocab) & (min_p == float("-inf")):
-            # Tokens lighter than (1 - p) * mass / V weigh less than (1 - p) * mass all together. (Half, for rounding.)
             wanted = p * mass
-            lower = peak + tl.log(tl.maximum(0.5 * (1 - p), 1e-7) * mass / vocab)
-            tl.store(high + r, peak + tl.abs(peak) * 1e-6 + 1e-6)  # just above: its mass is zero
+            tops = tl.load(groups + r * GROUPS + tl.arange(0, GROUPS))
+            weight, tops = tl.exp(tops - peak), _key(tops)
+            enough = wanted * (1 + 1e-4)  # for rounding
+            if tl.sum(weight, 0) >= enough:
+                a, b = tl.min(tops, 0).to(tl.int64), tl.max(tops, 0).to(tl.int64)
+                while a < b:  # the largest key from which on the groups have the mass
+                    middle = (a + b + 1) >> 1
+                    if tl.sum(tl.where(tops >= middle, weight, 0.0), 0) >= enough:
+                        a = middle
+                    else:
+                        b = middle - 1
+                lower = _unkey(a.to(tl.int32))
+            else:
+                # Tokens lighter than (1 - p) * mass / V weigh less than (1 - p) * mass together. (Half, for rounding.)
+                lower = peak + tl.log(tl.maximum(0.5 * (1 - p), 1e-7) * mass / vocab)
+                tl.store(high + r, peak + tl.abs(peak) * 1e-6 + 1e-6)  # just above: its mass is zero
     tl.store(low + r, lower)
     tl.store(goal + r, wanted)
 
@@ -178,8 +207,9 @@ def _measure(
     BLOCK: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     """Program (part, position): the part's mass, sum of exp(score - best), from each of the splits on."""
+    overlap()
     part, r = tl.program_id(0), tl.program_id(1)
-    if tl.load(goal + r) <= 0:
+    if (tl.load(goal + r) <= 0) | (tl.load(high + r) == float("inf")):
         return
     t = tl.load(temperature + tl.load(rows + r))
     peak = tl.load(best + r)
@@ -200,9 +230,10 @@ def _splits(low, high, SPLITS: tl.constexpr):
 
 @triton.jit
 def _narrow(low, high, goal, above, mass, PARTS: tl.constexpr, SPLITS: tl.constexpr):
+    overlap()
     r = tl.program_id(0)
     wanted = tl.load(goal + r)
-    if wanted > 0:
+    if (wanted > 0) & (tl.load(high + r) < float("inf")):
         a, b = tl.load(low + r), tl.load(high + r)
         split = _splits(a, b, SPLITS)
         at = (r * PARTS + tl.arange(0, PARTS))[:, None] * SPLITS + tl.arange(0, SPLITS)[None, :]
@@ -215,22 +246,25 @@ def _narrow(low, high, goal, above, mass, PARTS: tl.constexpr, SPLITS: tl.conste
 
 @triton.jit
 def _list(
-    logits, rows, temperature, stride, vocab, blocks, low, high, found, listed,
+    logits, rows, temperature, stride, vocab, blocks, low, high, found, scores, ids,
     BLOCK: tl.constexpr, CAPACITY: tl.constexpr,
 ):  # fmt: skip
-    """Program (part, position): append the part's scores in the interval; ``found`` also counts what finds no room."""
+    """Program (part, position): append the part's tokens in the interval; ``found`` also counts what finds no room."""
+    overlap()
     part, r = tl.program_id(0), tl.program_id(1)
     a, b = tl.load(low + r), tl.load(high + r)
     if a == float("-inf"):
         return  # not truncated, or nothing is known of the threshold
     t = tl.load(temperature + tl.load(rows + r))
     for j in range(part * blocks, part * blocks + blocks):
-        x = _scores(logits, r, stride, j * BLOCK + tl.arange(0, BLOCK), vocab, t)
+        i = j * BLOCK + tl.arange(0, BLOCK)
+        x = _scores(logits, r, stride, i, vocab, t)
         within = ((x >= a) & (x < b)).to(tl.int32)
         count = tl.sum(within, 0)
         if count > 0:
             at = tl.atomic_add(found + r, count) + tl.cumsum(within, 0) - 1
-            tl.store(listed + r * CAPACITY + at, x, mask=(within > 0) & (at < CAPACITY))
+            tl.store(scores + r * CAPACITY + at, x, mask=(within > 0) & (at < CAPACITY))
+            tl.store(ids + r * CAPACITY + at, i, mask=(within > 0) & (at < CAPACITY))
 
 
 @triton.jit
@@ -239,9 +273,11 @@ def _settle(
     CAPACITY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Program (position): the threshold by bisection over the list, or over the row where the list does not hold it."""
+    overlap()
     r = tl.program_id(0)
     wanted = tl.load(goal + r)
     if wanted < 0:
+        tl.store(found + r, -1)
         return
     row = tl.load(rows + r)
     t = tl.load(temperature + row)
@@ -251,6 +287,8 @@ def _settle(
     size = tl.load(found + r)
     if (size > CAPACITY) | (lowest == float("-inf")):
         size = -1
+    if (size < 0) | (end < float("inf")):
+        tl.store(found + r, -1)
     source, scores = logits + r.to(tl.int64) * stride, listed + r * CAPACITY
     if k < vocab:
         lowest = _largest(source, vocab, t, scores, size, lowest, end, peak, k.to(tl.int64), 0, BLOCK)

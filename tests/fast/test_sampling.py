@@ -87,7 +87,12 @@ def test_chooses_what_the_reference_chooses(batch: Batch) -> None:
     expected = reference_sample(logits, state, rows, lengths, tokens)
     device = logits.to(DEVICE, batch.dtype)
     where = [torch.from_numpy(x).to(DEVICE) for x in (rows, lengths, tokens)]
-    got = sample(device, DeviceSamplerState.like(state, DEVICE), *where)
+    some = [params for params in batch.params if params.temperature > 0]
+    needed = {
+        "penalised": bool(state.penalised[rows].any()),
+        "truncated": any(p.top_k > 0 or p.top_p < 1 or p.min_p > 0 for p in some),
+    }
+    got = sample(device, DeviceSamplerState.like(state, DEVICE), *where, **needed)
     assert torch.equal(device.float().cpu(), logits), "the raw logits are left as they were"
     for i in np.flatnonzero(got.cpu().numpy() != expected.numpy()):
         assert_equal_up_to_rounding(batch, i, int(got[i]), int(expected[i]), logits, state, rows, lengths, tokens)
@@ -133,7 +138,8 @@ def test_thresholds(params: SamplingParams, shape: str, vocab: int) -> None:
     if shape == "masked":
         logits[0, 5:] = -torch.inf
     expected = reference_thresholds(logits, state.top_k[rows], state.top_p[rows], state.log_min_p[rows])
-    got = thresholds(logits.to(DEVICE), DeviceSamplerState.like(state, DEVICE), torch.from_numpy(rows).to(DEVICE)).cpu()
+    kept = thresholds(logits.to(DEVICE), DeviceSamplerState.like(state, DEVICE), torch.from_numpy(rows).to(DEVICE))
+    got = kept.lowest.cpu()
     kept, kept_by_reference = (int((logits >= x[:, None]).sum()) for x in (got, expected))
     assert abs(kept - kept_by_reference) <= 2, (got, expected)
 

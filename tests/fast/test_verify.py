@@ -59,7 +59,7 @@ def test_the_embedded_model_under_load(tmp_path, dtype, settings) -> None:
     )  # fmt: skip
     prompts = [
         f"Please tell me a bedtime story about a fox, a hawk, a river, the old forest and the number {i}."
-        for i in range(60)
+        for i in range(40)
     ]
     params = [
         SamplingParams(max_tokens=10 + i, temperature=(i % 4) / 3, top_p=1 - (i % 3) / 10, top_k=(i % 2) * 30, seed=i,
