@@ -20,6 +20,7 @@ from quire.server.config import ServerConfig
 from quire.server.errors import ApiError, respond
 
 PUBLIC = ("/health", "/ready")  # for probes, which carry no key; /metrics joins them by option
+UI = "/ui"  # where the playground is; it holds nothing secret, and asks for the key that its requests carry
 
 
 def load_api_keys(config: ServerConfig, environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
@@ -55,10 +56,11 @@ def load_api_keys(config: ServerConfig, environ: Mapping[str, str] = os.environ)
 class Authentication:
     """Turns away whoever brings none of ``keys`` as ``Authorization: Bearer KEY``; without keys everybody passes."""
 
-    def __init__(self, app: ASGIApp, keys: tuple[str, ...], public_metrics: bool) -> None:
+    def __init__(self, app: ASGIApp, keys: tuple[str, ...], public_metrics: bool, ui: bool = False) -> None:
         self.app = app
         self._hashes = [hashlib.sha256(key.encode()).digest() for key in keys]
         self._public = {*PUBLIC, "/metrics"} if public_metrics else set(PUBLIC)
+        self._ui = ui
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or not self._hashes or self._is_public(scope) or self._has_key(scope):
@@ -70,7 +72,11 @@ class Authentication:
 
     def _is_public(self, scope: Scope) -> bool:
         # The path as the router is going to see it: below the place where the application is mounted.
-        return scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and get_route_path(scope) in self._public
+        if scope["type"] != "http":
+            return False
+        return (self._ui and is_ui(scope)) or (
+            scope["method"] in ("GET", "HEAD") and get_route_path(scope) in self._public
+        )
 
     def _has_key(self, scope: Scope) -> bool:
         """Takes the same time whatever the key and however many there are: hashes, compared with all of them."""
@@ -78,6 +84,12 @@ class Authentication:
         given = hashlib.sha256(key.strip()).digest()
         matches = [hmac.compare_digest(given, known) for known in self._hashes]
         return scheme.lower() == b"bearer" and any(matches)
+
+
+def is_ui(scope: Scope) -> bool:
+    """Whether a request is for the playground."""
+    path = get_route_path(scope)
+    return path == UI or path.startswith(UI + "/")
 
 
 def authorization(scope: Scope) -> bytes:

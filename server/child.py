@@ -92,6 +92,11 @@ def run_api(config: EngineConfig, server: ServerConfig, job: Job, name: str, say
     app = build_app(client, server)
     state: ServerState = app.state.quire
     state.check_settings()
+    listener = socket.socket(fileno=job["listener"])
+    if server.ui:
+        from quire.cli.ui import mount  # by way of the face: the server itself knows nothing of the page
+
+        mount(app, local_url(*listener.getsockname()[:2]))
 
     class Http(uvicorn.Server):
         """uvicorn with our own way to end."""
@@ -127,7 +132,13 @@ def run_api(config: EngineConfig, server: ServerConfig, job: Job, name: str, say
             timeout_graceful_shutdown=2,
         )
     )
-    http.run(sockets=[socket.socket(fileno=job["listener"])])
+    http.run(sockets=[listener])
+
+
+def local_url(host: str, port: int) -> str:
+    """How a process of this machine reaches a server that listens there."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 @contextlib.contextmanager

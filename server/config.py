@@ -38,6 +38,7 @@ class ServerConfig:
     reasoning_parser         how reasoning is told from the answer; "auto" = by the chat template, "none" = not
     log_requests             one line in the log for each request
     log_format               "text" for people, "json" for programs
+    ui                       the playground, at /ui; needs the extra quire[ui] and one API process
     otlp_traces_endpoint     where OpenTelemetry traces go; needs the extra quire[otel]
     """
 
@@ -63,6 +64,7 @@ class ServerConfig:
     reasoning_parser: str = "auto"
     log_requests: bool = True
     log_format: str = "text"
+    ui: bool = False
     otlp_traces_endpoint: str | None = None
 
     def __post_init__(self) -> None:
@@ -84,6 +86,9 @@ class ServerConfig:
                 raise ConfigError(name, value, "not an allowed integer", f"Give an integer of at least {least}")
         if self.port > 65535:
             raise ConfigError("port", self.port, "no port number", "Give one from 0 to 65535")
+        if self.ui and self.api_server_count > 1:
+            problem = "a page talks to one process, and with ui each of several would take some of its requests"
+            raise ConfigError("api_server_count", self.api_server_count, problem, "Run `quire ui` beside the server")
         for name in ("shutdown_timeout", "request_timeout"):
             value = getattr(self, name)
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

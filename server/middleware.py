@@ -23,7 +23,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import get_route_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from quire.server.auth import Authentication, load_api_keys
+from quire.server.auth import Authentication, is_ui, load_api_keys
 from quire.server.context import RequestRecord, current
 from quire.server.errors import ApiError, respond
 from quire.server.logging import log_request
@@ -41,7 +41,8 @@ def wrap(app: FastAPI, state: ServerState) -> None:
     config = state.config
     app.add_middleware(Body, limit=config.max_body_size)
     app.add_middleware(Admission, state=state)
-    app.add_middleware(Authentication, keys=load_api_keys(config), public_metrics=config.public_metrics)
+    app.add_middleware(Authentication, keys=load_api_keys(config), public_metrics=config.public_metrics,
+                       ui=config.ui)  # fmt: skip
     app.add_middleware(Failures)
     if config.allowed_origins:
         app.add_middleware(
@@ -80,7 +81,7 @@ class RequestContext:
         finally:
             route = scope.get("route")  # the router has put it there; addresses that do not exist have none
             self.state.metrics.http_request(record, getattr(route, "path", "none"))
-            probe = get_route_path(scope) in UNLIMITED
+            probe = get_route_path(scope) in UNLIMITED or (self.state.config.ui and is_ui(scope))
             if self.state.config.log_requests:
                 log_request(record, quiet=probe)
             if self.state.tracing is not None and not probe:
@@ -129,8 +130,8 @@ class Admission:
         self.state = state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or get_route_path(scope) in UNLIMITED:
-            await self.app(scope, receive, send)
+        if scope["type"] != "http" or get_route_path(scope) in UNLIMITED or (self.state.config.ui and is_ui(scope)):
+            await self.app(scope, receive, send)  # an open page holds a connection, but is no work to wait for
             return
         limit = self.state.config.max_concurrent_requests
         if self.state.draining:

@@ -130,6 +130,8 @@ class Supervisor:
         await asyncio.gather(*(child.ready.wait() for child in (self.engine, *self.apis)))
         where = url(self.server.host, socket.socket(fileno=os.dup(self._fds[0])).getsockname()[1])
         logger.info("listening on %s after %.1f s; stop with Ctrl-C or SIGTERM", where, time.monotonic() - began)
+        if self.server.ui:
+            logger.info("playground at %s/ui/", where)
 
     async def _watch(self, child: Child, fds: Iterable[int] = ()) -> None:
         """Keep a child running; stop the server when it cannot or shall not be started again."""

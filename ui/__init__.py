@@ -1,4 +1,9 @@
-"""What a person sees: the drawing component for traces, and the scenarios worth watching. It speaks HTTP only.
+"""What a person sees: the playground, the drawing component for traces, and the scenarios worth watching. HTTP only.
+
+    app.py         the page: tabs, looks, and how it is served; shared.py is what its tabs have in common
+    chat.py        talking with a model; examples.py has things to try
+    conversation.py, parameters.py, tokens.py, share.py    its parts
+    client.py      the line to the server: streams become answers, failures become sentences
 
     static/quire-trace.js   the custom element <quire-trace>; static/trace/ has its parts
     scenarios.py            load worth watching: requests, engine arguments, and the words for what happens
@@ -10,11 +15,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from functools import cache
 from importlib import resources
 from pathlib import Path
+
+# Before anything imports gradio, which otherwise reports how it is used.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 ENTRY = "quire-trace.js"
 

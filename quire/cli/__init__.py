@@ -17,6 +17,7 @@ COMMANDS = {
     "generate": "complete prompts",
     "chat": "talk with a model in the terminal",
     "serve": "serve a model to any OpenAI client over HTTP",
+    "ui": "open the playground: a page to chat with a server and to watch its engine",
     "bench": "measure offline throughput and latency",
     "info": "what a model is, and how much of it fits this machine",
 }

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from quire.cli.flags import add_engine_flags, add_server_flags, engine_args, server_args
+from quire.cli.ui import check_installed
 from quire.reference.config import EngineConfig
 from quire.reference.control.errors import ConfigError
 from quire.server.config import ServerConfig, read_config
@@ -30,6 +31,8 @@ def run(arguments: argparse.Namespace) -> int:
     if missing:
         raise ConfigError("serve", ", ".join(missing), "not installed", "Run pip install 'quire[server]'")
     engine, server = settings(arguments)
+    if server.ui:
+        check_installed()
     from quire.server.supervisor import serve
 
     return serve(engine, server)

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -90,3 +93,28 @@ def screenshot() -> Callable[[Page | Locator, str], Path]:
         return file
 
     return take
+
+
+@contextmanager
+def serve_page(*servers: str) -> Iterator[str]:
+    """The playground in front of these servers, as ``quire ui`` has it, but in a thread; its address."""
+    from quire.cli.ui import meanings
+    from quire.ui.app import build_app, server
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        uv = server(build_app(servers, meanings()))
+        thread = threading.Thread(target=uv.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            uv.should_exit = True
+            thread.join(30)
+
+
+@pytest.fixture(scope="session")
+def playground(server) -> Iterator[str]:
+    """The playground in front of the server on the embedded model that all tests share."""
+    with serve_page(server.url) as url:
+        yield url
