@@ -97,7 +97,7 @@ def build_engine(
     from quire.reference.engine import Engine, ModelFacts
     from quire.reference.malloc import keep_freed_memory
     from quire.reference.memory import size_kv
-    from quire.reference.trace import Recorder
+    from quire.reference.trace import Recorder, TraceLines
 
     if where == "cpu":
         keep_freed_memory()
@@ -131,13 +131,10 @@ def build_engine(
     recorder = None
     if config.trace is not None:
         about = {"model": config.model, "backend": plane, "device": where}
-        recorder = Recorder(
-            config.trace,
-            block_size=config.block_size,
-            num_blocks=sizes.num_blocks,
-            redact=config.trace_redact,
-            about=about,
+        lines = TraceLines(
+            block_size=config.block_size, num_blocks=sizes.num_blocks, redact=config.trace_redact, about=about
         )
+        recorder = Recorder(config.trace, lines)
     verified = None
     if config.verify:
         from quire.verify import Reports, VerifiedRunner

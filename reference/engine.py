@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from quire.reference.config import EngineConfig
 from quire.reference.control.errors import RequestError
+from quire.reference.control.inspection import Planned, Snapshot, Watch, snapshot
 from quire.reference.control.params import BeamSearchParams, PoolingParams, RequestParams, SamplingParams
 from quire.reference.control.philox import derive_seed
 from quire.reference.control.plan import Pending, StepPlan
@@ -27,7 +28,7 @@ from quire.reference.control.scheduler import Scheduler
 from quire.reference.structured.manager import StructuredOutputs
 
 if TYPE_CHECKING:
-    from quire.reference.trace import Recorder
+    from quire.reference.trace import StepRecord
 
 COMPILING = 0.01  # seconds that a step waits for a grammar if there is nothing else to do
 
@@ -47,6 +48,18 @@ class Verified(Protocol):
     divergences: int
 
 
+class Recording(Protocol):
+    """Who is told of every step, such as ``trace.Recorder``."""
+
+    def request(self, request: Request) -> None: ...
+
+    def end(self, request_id: str, index: int, reason: str) -> None: ...
+
+    def step(self, step: StepRecord) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class EngineError(RuntimeError):
     """A step failed. ``__cause__`` is the failure itself; the message repeats it. The engine cannot go on."""
 
@@ -64,12 +77,12 @@ class ModelFacts:
 
 @dataclass(slots=True)
 class _InFlight:
-    """A launched step; for the trace, when its phases began and ended and whose the sequences are that it brings in."""
+    """A launched step; for the trace, when its phases began and ended and what the plan changed."""
 
     plan: StepPlan
     pending: Pending
     phases: dict[str, tuple[float, float]]
-    owners: dict[int, str]  # seq_id -> request_id
+    planned: Planned | None
 
 
 class Engine:
@@ -87,14 +100,15 @@ class Engine:
         runner: Runner,
         *,
         tokenizer: Callable[[], Any] | None = None,
-        recorder: Recorder | None = None,
+        recorder: Recording | None = None,
         verified: Verified | None = None,
     ) -> None:
         self.config = config
         self.model = model
         self.scheduler = scheduler
         self.runner = runner
-        self.recorder = recorder
+        self.recorders: list[Recording] = []
+        self._watch: Watch | None = None  # while there are recorders
         self.verified = verified
         self._structured = StructuredOutputs(tokenizer, model.vocab_size, model.eos_token_ids)
         self._depth = 2 if config.async_scheduling else 1
@@ -103,6 +117,26 @@ class Engine:
         self._steps_by_tokens: list[int] = []
         self._tokens_planned = 0
         self._failure: EngineError | None = None
+        if recorder is not None:
+            self.attach(recorder)
+
+    def attach(self, recorder: Recording) -> None:
+        """Tell ``recorder`` of all requests and steps from now on. Who begins in the middle asks for a ``snapshot``."""
+        self.recorders.append(recorder)
+        if self._watch is None:
+            self._watch = Watch(self.scheduler)
+
+    def detach(self, recorder: Recording) -> None:
+        """Tell it no more. Without recorders nothing is noted for them."""
+        self.recorders.remove(recorder)
+        if not self.recorders and self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+    def snapshot(self) -> Snapshot:
+        """How everything stands, requests, block tables and prefix cache; its cost goes with their number."""
+        held = [request for request, _ in self._structured.waiting.values()]
+        return snapshot(self.scheduler, held, self.stats())
 
     def check(self, prompt_token_ids: Sequence[int], params: RequestParams, priority: int = 0) -> None:
         """Raise ``RequestError`` if this model and this engine could never run the request. Changes nothing.
@@ -168,25 +202,25 @@ class Engine:
         if not self._structured.hold(request):
             self.scheduler.add(request)
         self._num_requests += 1
-        if self.recorder is not None:
-            self.recorder.request(request)
+        for recorder in self.recorders:
+            recorder.request(request)
         return request.request_id
 
     def abort_request(self, request_id: str) -> list[Event]:
         """End a request wherever it is; its blocks go back. Returns its last events (none if it is unknown)."""
         events = self.scheduler.abort(request_id) or self._structured.abort(request_id)
         self._structured.forget(request_id, self.scheduler.groups)
-        if self.recorder is not None:
+        for recorder in self.recorders:
             for event in events:
-                self.recorder.end(request_id, event.index, "abort")
+                recorder.end(request_id, event.index, "abort")
         return events
 
     def finish(self, request_id: str, index: int, reason: FinishReason = "stop") -> None:
         """End one of a request's sequences as finished (a stop string was found in its text)."""
         self.scheduler.finish(request_id, index)
         self._structured.forget(request_id, self.scheduler.groups)
-        if self.recorder is not None:
-            self.recorder.end(request_id, index, reason)
+        for recorder in self.recorders:
+            recorder.end(request_id, index, reason)
 
     def has_request(self, request_id: str) -> bool:
         """Whether any of the request's sequences is still to end."""
@@ -243,9 +277,9 @@ class Engine:
     def close(self) -> None:
         """Write out the trace, if one is recorded; compile no more grammars."""
         self._structured.close()
-        if self.recorder is not None:
-            self.recorder.close()
-            self.recorder = None
+        for recorder in list(self.recorders):
+            self.detach(recorder)
+            recorder.close()
 
     def _launch(self) -> tuple[_InFlight | None, list[Event] | None]:
         """Launch a step, if there is one to launch; with the events of those that had to be landed for its masks."""
@@ -258,10 +292,7 @@ class Engine:
             group = self.scheduler.sequences[start.seq_id].group
             if group.scheduled_time is None:
                 group.scheduled_time = time.monotonic()
-        owners = {}
-        if self.recorder is not None:
-            new = [s.seq_id for s in plan.starts] + [f.seq_id for f in plan.forks]
-            owners = {i: self.scheduler.sequences[i].group.request.request_id for i in new}
+        planned = None if self._watch is None else self._watch.planned(plan)
         t1 = time.perf_counter()
         self.runner.forward(plan)
         t2 = time.perf_counter()
@@ -272,7 +303,7 @@ class Engine:
         phases = {"schedule": (t0, t1), "forward": (t1, t2), "sample": (t3, t4)}
         if masks:
             phases["mask"] = (t2, t3)
-        return _InFlight(plan, pending, phases, owners), landed
+        return _InFlight(plan, pending, phases, planned), landed
 
     def _count(self, plan: StepPlan) -> None:
         """For ``stats``: one more step of that many tokens."""
@@ -308,9 +339,14 @@ class Engine:
         t1 = time.perf_counter()
         events = self.scheduler.update(flight.plan, result)
         self._structured.take(events, self.scheduler.groups)
-        if self.recorder is not None:
-            flight.phases |= {"wait": (t0, t1), "update": (t1, time.perf_counter())}
-            self.recorder.step(flight.plan, result, events, flight.phases, self.scheduler.stats(), flight.owners)
+        if self._watch is not None:
+            from quire.reference.trace import StepRecord
+
+            phases = flight.phases | {"wait": (t0, t1), "update": (t1, time.perf_counter())}
+            landed = self._watch.landed(flight.plan)
+            record = StepRecord(flight.plan, result, events, phases, self.scheduler.stats(), flight.planned, landed)
+            for recorder in self.recorders:
+                recorder.step(record)
         return events
 
     def _admit_compiled(self) -> list[Event]:
@@ -321,9 +357,9 @@ class Engine:
         requests, events = self._structured.released(COMPILING if idle else None)
         for request in requests:
             self.scheduler.add(request)
-        if self.recorder is not None:
+        for recorder in self.recorders:
             for event in events:
-                self.recorder.end(event.request_id, event.index, "error")
+                recorder.end(event.request_id, event.index, "error")
         return events
 
     def _resolve(self, params: SamplingParams, prompt_len: int) -> SamplingParams:

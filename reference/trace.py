@@ -1,87 +1,153 @@
 """A record of every step: what was planned, what came of it, which blocks each row held, and how long each part took.
 
-One ``Recorder`` writes JSON Lines as the engine runs; where none is set the engine does not even build the arguments.
-``read_trace`` gives the steps back to tools, ``to_chrome`` turns them into a file for https://ui.perfetto.dev (or
-chrome://tracing), and so does the command line: ``python -m quire.reference.trace in.jsonl out.json``.
+``TraceLines`` makes the lines of a trace, as dicts. A ``Recorder`` writes them to a file as the engine runs; the
+server streams them to whoever watches. Where nobody records, the engine does not even build the arguments.
+``read_trace`` gives the steps of a file back to tools, and ``python -m quire.reference.trace in.jsonl out.json`` turns
+it into one for https://ui.perfetto.dev (trace_chrome.py).
 
-The lines of a file, each an object with a ``type``::
+The lines, each an object with a ``type``::
 
     header    v (schema version), created, block_size, num_blocks, redacted, and whatever the engine's owner adds
+    state     t, step, requests, sequences, tables, cache, stats: all there is, for who has not seen it come about
     request   t, request_id, prompt_len, params, seed, and token_ids unless redacted
     end       t, request_id, index, reason: a sequence that was ended from outside (an abort, a stop string, a grammar)
-    step      t, phases {name: [begin, duration]}, plan, owners {seq_id: request_id}, result, events, tables, stats
+    step      t, phases {name: [begin, duration]}, plan, owners {seq_id: request_id}, result, events,
+              tables, preempted, after, cache, stats
 
-All times are seconds since the recorder was made. ``tables`` holds, after the plan's changes and before its forward
-pass, the block tables that the step changed: row -> block ids, or null for a row that ended; ``read_trace`` puts the
-full ones together. Lines are written whole, one by one, so a file stays readable when the process dies.
+All times are seconds since the trace was begun. ``tables`` holds, after the plan's changes and before its forward pass,
+the block tables that the step changed: row -> block ids, or null for a row that ended or was ``preempted``; ``after``
+holds in the same form what the step's results changed. ``cache`` are the blocks that the prefix cache has learned
+(their name and that of the block before them) or forgotten (null) since the line before; names are hashes under a key
+of this trace, so that they say which prefixes are equal and nothing else. ``state`` stands where a trace begins in the
+middle. A sequence's ``n_draft``, ``new_blocks`` and what else has a default in ``SeqPlan``, and figures of ``stats``,
+may be left out where they are at their default. Lines are written whole, one by one, so a file stays readable when the process dies.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from quire.reference.control.errors import ConfigError
+from quire.reference.control.inspection import CacheEntry, Landed, Planned, Snapshot
 from quire.reference.control.params import SamplingParams
 from quire.reference.control.plan import StepPlan, StepResult
 from quire.reference.control.request import Event, Request, SchedulerStats
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+Line = dict[str, Any]
+
+# A line may leave these out; ``read_trace`` puts them in.
+SEQ_DEFAULTS: Line = {"n_draft": 0, "new_blocks": [], "write": True, "pools": False, "propose": 0}
+STATS_DEFAULTS: Line = asdict(SchedulerStats())
 
 
-class BlockTables:
-    """The block tables of all live rows, followed plan by plan: what a runner does with a plan, without the tensors."""
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """A finished step, as the engine tells it. ``planned`` is None for a step from before anybody recorded."""
 
-    def __init__(self, block_size: int) -> None:
-        self.block_size = block_size
-        self.rows: dict[int, list[int]] = {}
+    plan: StepPlan
+    result: StepResult
+    events: list[Event]
+    phases: dict[str, tuple[float, float]]
+    stats: SchedulerStats
+    planned: Planned | None
+    landed: Landed
 
-    def apply(self, plan: StepPlan) -> dict[int, list[int] | None]:
-        """Take over the plan's changes; return the tables it changed, None for a row that ended."""
-        changed: dict[int, list[int] | None] = {}
-        for row in plan.ends:
-            self.rows.pop(row, None)
-            changed[row] = None
-        for start in plan.starts:
-            self.rows[start.row] = []
-            changed[start.row] = self.rows[start.row]
-        for fork in plan.forks:
-            if fork.row != fork.parent_row:
-                blocks = -(-fork.length // self.block_size)
-                self.rows[fork.row] = self.rows[fork.parent_row][:blocks]
-                changed[fork.row] = self.rows[fork.row]
-        for seq in plan.seqs:
-            if seq.new_blocks:  # what the row had behind ``start`` was reserved for drafts, and given back
-                self.rows[seq.row][-(-seq.start // self.block_size) :] = seq.new_blocks
-                changed[seq.row] = self.rows[seq.row]
-        for _, dst, row, index in plan.copies:
-            self.rows[row][index] = dst
-            changed[row] = self.rows[row]
-        return changed
+
+class TraceLines:
+    """Makes the lines of one trace. What is in them is for JSON: dicts, lists, numbers, texts, and dataclasses of such.
+
+    redact   leave out token ids, stop strings and whatever else tells what was said; counts stay
+    """
+
+    def __init__(
+        self, *, block_size: int, num_blocks: int, redact: bool = False, about: dict[str, Any] | None = None
+    ) -> None:
+        self._redact = redact
+        self._origin = time.perf_counter()
+        self._key = os.urandom(16)
+        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        about = {"block_size": block_size, "num_blocks": num_blocks, "redacted": redact, "created": created} | (
+            about or {}
+        )
+        self.header: Line = {"type": "header", "v": SCHEMA_VERSION} | about
+
+    def state(self, snapshot: Snapshot) -> Line:
+        """Everything as it stands."""
+        return {
+            "type": "state",
+            "t": self._now(),
+            "step": snapshot.step,
+            "requests": [self._request(request) for request in snapshot.requests],
+            "sequences": snapshot.sequences,
+            "tables": snapshot.tables,
+            "cache": self._cache(snapshot.cache),
+            "stats": snapshot.stats,
+        }
+
+    def request(self, request: Request) -> Line:
+        """A request was admitted."""
+        return {"type": "request", "t": self._now()} | self._request(request)
+
+    def end(self, request_id: str, index: int, reason: str) -> Line:
+        """A sequence was ended by somebody other than the scheduler."""
+        return {"type": "end", "t": self._now(), "request_id": request_id, "index": index, "reason": reason}
+
+    def step(self, step: StepRecord) -> Line:
+        """A step is done. They come in the order of the plans."""
+        times = {name: [begin - self._origin, end - begin] for name, (begin, end) in step.phases.items()}
+        planned = step.planned or Planned({}, {}, [])
+        return {
+            "type": "step",
+            "t": min((begin for begin, _ in times.values()), default=0.0),
+            "phases": times,
+            "plan": _plan(step.plan, self._redact),
+            "owners": planned.owners,
+            "result": _result(step.result, self._redact),
+            "events": [_event(e, self._redact) for e in step.events],
+            "tables": planned.tables,
+            "preempted": planned.preempted,
+            "after": step.landed.tables,
+            "cache": self._cache(step.landed.cache),
+            "stats": step.stats,
+        }
+
+    def _now(self) -> float:
+        return time.perf_counter() - self._origin
+
+    def _request(self, request: Request) -> Line:
+        line = {
+            "request_id": request.request_id,
+            "prompt_len": len(request.prompt_token_ids),
+            "params": _params(request.params, self._redact),
+            "seed": request.seed,
+            "priority": request.priority,
+        }
+        return line if self._redact else line | {"token_ids": request.prompt_token_ids}
+
+    def _cache(self, entries: Mapping[int, CacheEntry | None]) -> dict[int, list[str] | None]:
+        return {block: entry and [self._name(name) for name in entry] for block, entry in entries.items()}
+
+    def _name(self, name: bytes) -> str:
+        return blake2b(name, key=self._key, digest_size=6).hexdigest()
 
 
 class Recorder:
     """Writes a trace to ``folder``: ``steps.jsonl`` as it goes, ``steps.trace.json`` (Chrome format) on ``close``.
 
-    redact   leave out token ids, stop strings and whatever else tells what was said; counts stay
-
     Raises ConfigError if the folder cannot be written to.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        *,
-        block_size: int,
-        num_blocks: int,
-        redact: bool = False,
-        about: dict[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, folder: str | Path, lines: TraceLines) -> None:
         self.path = Path(folder) / "steps.jsonl"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,65 +155,35 @@ class Recorder:
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise ConfigError("trace", str(folder), f"cannot be written ({reason})", "Name a folder you own") from None
-        self._redact = redact
-        self._origin = time.perf_counter()
-        self._tables = BlockTables(block_size)
-        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        header = {"block_size": block_size, "num_blocks": num_blocks, "redacted": redact, "created": created}
-        self._write({"type": "header", "v": SCHEMA_VERSION} | header | (about or {}))
+        self._lines = lines
+        self._write(lines.header)
 
     def request(self, request: Request) -> None:
-        """Record that a request was admitted."""
-        line = {
-            "type": "request",
-            "t": time.perf_counter() - self._origin,
-            "request_id": request.request_id,
-            "prompt_len": len(request.prompt_token_ids),
-            "params": _params(request.params, self._redact),
-            "seed": request.seed,
-            "priority": request.priority,
-        }
-        self._write(line if self._redact else line | {"token_ids": request.prompt_token_ids})
+        self._write(self._lines.request(request))
 
     def end(self, request_id: str, index: int, reason: str) -> None:
-        """Record that a sequence was ended by somebody other than the scheduler."""
-        t = time.perf_counter() - self._origin
-        self._write({"type": "end", "t": t, "request_id": request_id, "index": index, "reason": reason})
+        self._write(self._lines.end(request_id, index, reason))
 
-    def step(
-        self,
-        plan: StepPlan,
-        result: StepResult,
-        events: list[Event],
-        phases: dict[str, tuple[float, float]],
-        stats: SchedulerStats,
-        owners: dict[int, str],
-    ) -> None:
-        """Record a finished step, in the order of the plans. ``owners``: seq_id -> request id of new sequences."""
-        changed = self._tables.apply(plan)
-        times = {name: [begin - self._origin, end - begin] for name, (begin, end) in phases.items()}
-        self._write(
-            {
-                "type": "step",
-                "t": min((begin for begin, _ in times.values()), default=0.0),
-                "phases": times,
-                "plan": _plan(plan, self._redact),
-                "owners": owners,
-                "result": _result(result, self._redact),
-                "events": [_event(e, self._redact) for e in events],
-                "tables": changed,
-                "stats": asdict(stats),
-            }
-        )
+    def step(self, step: StepRecord) -> None:
+        self._write(self._lines.step(step))
 
     def close(self) -> None:
         """Close the file and write the Chrome trace beside it. Calling it again does nothing."""
         if not self._file.closed:
             self._file.close()
+            from quire.reference.trace_chrome import to_chrome
+
             to_chrome(self.path, self.path.with_name("steps.trace.json"))
 
-    def _write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
+    def _write(self, line: Line) -> None:
+        self._file.write(json.dumps(line, separators=(",", ":"), default=_fields) + "\n")
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """A dataclass as a dict, for json; what it holds comes here by itself."""
+    if not is_dataclass(value):
+        raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+    return {f.name: getattr(value, f.name) for f in fields(value)}
 
 
 def _params(params: Any, redact: bool) -> dict[str, Any]:
@@ -185,7 +221,7 @@ def _plan(plan: StepPlan, redact: bool) -> dict[str, Any]:
         "swap_out": plan.swap_out,
         "copies": plan.copies,
         "swap_in": plan.swap_in,
-        "seqs": [asdict(s) for s in plan.seqs],
+        "seqs": plan.seqs,
     }
 
 
@@ -206,15 +242,19 @@ def _event(event: Event, redact: bool) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class Trace:
-    """A trace file in memory: its header and its lines by type, the steps' tables completed."""
+    """A trace file in memory: its header and its lines by type, the steps' tables completed.
 
-    header: dict[str, Any]
-    requests: list[dict[str, Any]] = field(default_factory=list)
-    ends: list[dict[str, Any]] = field(default_factory=list)
-    steps: list[dict[str, Any]] = field(default_factory=list)
+    sequences   seq_id -> (request id, which of the request's completions), of all that were ever there
+    """
+
+    header: Line
+    sequences: dict[int, tuple[str, int]] = field(default_factory=dict)
+    requests: list[Line] = field(default_factory=list)
+    ends: list[Line] = field(default_factory=list)
+    steps: list[Line] = field(default_factory=list)
 
 
-def read_lines(path: str | Path) -> Iterator[dict[str, Any]]:
+def read_lines(path: str | Path) -> Iterator[Line]:
     """The lines of a trace file. A last line that was cut off when its writer died is left out."""
     with open(path, encoding="utf-8") as file:
         for text in file:
@@ -237,68 +277,30 @@ def read_trace(path: str | Path) -> Trace:
             trace.requests.append(line)
         elif line["type"] == "end":
             trace.ends.append(line)
+        elif line["type"] == "state":
+            trace.requests += [request | {"t": line["t"]} for request in line["requests"]]
+            trace.sequences |= {s["seq_id"]: (s["request_id"], s["stream"]) for s in line["sequences"]}
+            tables = {int(row): blocks for row, blocks in line["tables"].items()}
         elif line["type"] == "step":
-            for row, blocks in line["tables"].items():
-                if blocks is None:
-                    tables.pop(int(row), None)
-                else:
-                    tables[int(row)] = blocks
-            line["tables"] = dict(tables)
+            line["plan"]["seqs"] = [SEQ_DEFAULTS | seq for seq in line["plan"]["seqs"]]
+            line["stats"] = STATS_DEFAULTS | line["stats"]
+            _change(tables, line["tables"])
+            changed, line["tables"] = line["after"], dict(tables)
+            _change(tables, changed)
+            for new in (*line["plan"]["starts"], *line["plan"]["forks"]):
+                owner = line["owners"].get(str(new["seq_id"]))
+                if owner is not None:
+                    trace.sequences[new["seq_id"]] = owner, new["stream"]
             trace.steps.append(line)
     return trace
 
 
-def to_chrome(source: str | Path, target: str | Path) -> None:
-    """Convert a trace file to Chrome's trace event format, which Perfetto shows.
-
-    One track for the phases of the steps, one per sequence (its prompt chunks and decodes), one per request from
-    arrival to end, and counters for blocks in use, running and waiting.
-    """
-    trace = read_trace(source)
-    out: list[dict[str, Any]] = []
-    for pid, name in ((1, "engine"), (2, "sequences"), (3, "requests")):
-        out.append({"ph": "M", "pid": pid, "tid": 0, "name": "process_name", "args": {"name": name}})
-
-    def span(pid: int, tid: int, name: str, begin: float, length: float, args: dict[str, Any]) -> None:
-        times = {"ts": round(begin * 1e6, 1), "dur": round(length * 1e6, 1)}
-        out.append({"ph": "X", "pid": pid, "tid": tid, "name": name, "args": args} | times)
-
-    tracks = {r["request_id"]: i for i, r in enumerate(trace.requests)}
-    arrived = {r["request_id"]: r["t"] for r in trace.requests}
-    ended: dict[str, float] = {}
-    for line in trace.steps:
-        plan, phases, stats = line["plan"], line["phases"], line["stats"]
-        number = plan["step"]
-        for new in (*plan["starts"], *plan["forks"]):
-            name = f"{line['owners'][str(new['seq_id'])]}.{new['stream']}"
-            about = {"pid": 2, "tid": new["seq_id"], "name": "thread_name", "args": {"name": name}}
-            out.append({"ph": "M"} | about)
-        tokens = sum(s["n"] for s in plan["seqs"])
-        for name, (begin, length) in phases.items():
-            span(1, 1, name, begin, length, {"step": number, "sequences": len(plan["seqs"]), "tokens": tokens})
-        begin = phases["forward"][0] if "forward" in phases else line["t"]
-        end = max(b + d for b, d in phases.values())
-        for seq in plan["seqs"]:
-            name = "decode" if seq["n"] == 1 else f"prefill {seq['n']}"
-            if seq["n_draft"]:
-                name = f"decode, {seq['n_draft']} drafts"
-            blocks = line["tables"].get(seq["row"], [])
-            span(2, seq["seq_id"], name, begin, end - begin, {"step": number, **seq, "block_table": blocks})
-        for event in line["events"]:
-            if event["finish_reason"] is not None:
-                ended[event["request_id"]] = end
-        for name, values in (
-            ("KV blocks", {"used": stats["blocks_used"]}),
-            ("requests", {"running": stats["num_running"], "waiting": stats["num_waiting"]}),
-        ):
-            out.append({"ph": "C", "pid": 1, "tid": 0, "name": name, "ts": round(end * 1e6, 1), "args": values})
-    for line in trace.ends:
-        ended[line["request_id"]] = max(line["t"], ended.get(line["request_id"], 0.0))
-    last = max((b + d for line in trace.steps for b, d in line["phases"].values()), default=0.0)
-    for request_id, track in tracks.items():
-        begin = arrived[request_id]
-        span(3, track, request_id, begin, max(ended.get(request_id, last) - begin, 0), {})
-    Path(target).write_text(json.dumps({"traceEvents": out, "displayTimeUnit": "ms"}), encoding="utf-8")
+def _change(tables: dict[int, list[int]], changed: dict[str, list[int] | None]) -> None:
+    for row, blocks in changed.items():
+        if blocks is None:
+            tables.pop(int(row), None)
+        else:
+            tables[int(row)] = blocks
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -307,6 +309,8 @@ def main(argv: list[str] | None = None) -> int:
     if len(arguments) != 2:
         print("usage: python -m quire.reference.trace IN.jsonl OUT.json", file=sys.stderr)
         return 2
+    from quire.reference.trace_chrome import to_chrome
+
     try:
         to_chrome(arguments[0], arguments[1])
     except (OSError, ValueError) as error:

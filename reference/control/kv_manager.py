@@ -170,7 +170,8 @@ class KVManager:
             return
         self._extend_hashes(table, tokens, num_full * self.block_size)
         for i in range(table.num_published, num_full):
-            self.prefix.publish(table.hashes[i], table.blocks[i])
+            parent = table.hashes[i - 1] if i else table.root
+            self.prefix.publish(table.hashes[i], table.blocks[i], parent)
         table.num_published = num_full
 
     def _extend_hashes(self, table: BlockTable, tokens: Sequence[int], length: int) -> None:

@@ -28,11 +28,15 @@ def block_hash(parent: bytes, tokens: Sequence[int]) -> bytes:
 
 
 class PrefixCache:
-    """A two-way table between block hashes and block ids."""
+    """A two-way table between block hashes and block ids.
+
+    touched   blocks published or evicted, for whoever watches and empties it; None: nobody does
+    """
 
     def __init__(self) -> None:
+        self.touched: set[int] | None = None
         self._block_of: dict[bytes, int] = {}
-        self._hash_of: dict[int, bytes] = {}
+        self._entry_of: dict[int, tuple[bytes, bytes]] = {}  # its name, and its parent's
 
     def match(self, hashes: Sequence[bytes]) -> list[int]:
         """Blocks of the longest cached beginning of the chain."""
@@ -44,24 +48,41 @@ class PrefixCache:
             blocks.append(block)
         return blocks
 
-    def publish(self, name: bytes, block: int) -> None:
-        """Offer a full, computed block. If another block already has this content, that one stays the published one."""
+    def publish(self, name: bytes, block: int, parent: bytes = b"") -> None:
+        """Offer a full, computed block. If another block already has this content, that one stays the published one.
+
+        ``parent`` is the name of the block before it, which only inspectors ask for: ``match`` follows whole chains.
+        """
         if name not in self._block_of:
             self._block_of[name] = block
-            self._hash_of[block] = name
+            self._entry_of[block] = name, parent
+            if self.touched is not None:
+                self.touched.add(block)
 
     def evict(self, block: int) -> None:
         """Forget what a block held, if anything: it is about to be written anew."""
-        name = self._hash_of.pop(block, None)
-        if name is not None:
-            del self._block_of[name]
+        entry = self._entry_of.pop(block, None)
+        if entry is not None:
+            del self._block_of[entry[0]]
+            if self.touched is not None:
+                self.touched.add(block)
 
     def clear(self) -> None:
+        if self.touched is not None:
+            self.touched.update(self._entry_of)
         self._block_of.clear()
-        self._hash_of.clear()
+        self._entry_of.clear()
 
     def __len__(self) -> int:
-        return len(self._hash_of)
+        return len(self._entry_of)
+
+    def entry(self, block: int) -> tuple[bytes, bytes] | None:
+        """A block's name and its parent's; None if it is not published."""
+        return self._entry_of.get(block)
+
+    def entries(self) -> dict[int, tuple[bytes, bytes]]:
+        """All published blocks: block -> (name, parent's name)."""
+        return dict(self._entry_of)
 
     def items(self) -> list[tuple[bytes, int]]:
         """(hash, block) pairs, for inspectors and tests."""

@@ -447,6 +447,16 @@ class Scheduler:
 
     # --- inspection ---------------------------------------------------------------------------------------------------
 
+    @property
+    def num_plans(self) -> int:
+        """Plans made so far: the number of the next one."""
+        return self._num_plans
+
+    @property
+    def ended_rows(self) -> list[int]:
+        """Rows that the next plan is going to end. Right after ``schedule`` they are those that it preempted."""
+        return self._ended_rows
+
     def reset_prefix_cache(self) -> None:
         """Forget all cached prefixes; running requests are not disturbed."""
         self.kv.reset_prefix_cache()

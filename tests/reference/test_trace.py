@@ -6,15 +6,20 @@ import json
 
 import pytest
 
-from quire import SamplingParams, StructuredOutputsParams
+from quire import BeamSearchParams, SamplingParams, StructuredOutputsParams
 from quire.reference import trace
 from tests.reference.ghost import GhostRunner, ghost_engine, run
 from tests.toys import byte_tokenizer
 
 
+def recorder_at(folder, redact=False):
+    lines = trace.TraceLines(block_size=4, num_blocks=65, redact=redact, about={"model": "ghost"})
+    return trace.Recorder(folder, lines)
+
+
 def recorded(folder, *, redact=False, ahead=False, close=True, **config):
     """Run a small workload under a recorder; the engine's own block tables are noted at each step, for comparison."""
-    recorder = trace.Recorder(folder, block_size=4, num_blocks=65, redact=redact, about={"model": "ghost"})
+    recorder = recorder_at(folder, redact=redact)
     engine = ghost_engine(GhostRunner(), recorder=recorder, async_scheduling=ahead, **config)
     for i in range(4):
         engine.add_request([9, 8, 7, 6, 5, i], SamplingParams(max_tokens=9, n=1 + i % 2, stop_token_ids=[99]))
@@ -45,6 +50,81 @@ def test_block_tables_are_those_of_the_scheduler(tmp_path, config):
         assert live and {row: step["tables"][row] for row in live} == {row: expected[row] for row in live}
 
 
+class Follower:
+    """A recorder that keeps block tables and prefix cache by the lines alone, as a viewer does."""
+
+    def __init__(self, engine):
+        self.lines = trace.TraceLines(block_size=4, num_blocks=65)
+        self.engine = engine
+        engine.attach(self)
+        state = json.loads(json.dumps(self.lines.state(engine.snapshot()), default=trace._fields))
+        self.tables, self.cache, self.preempted = dict(state["tables"]), dict(state["cache"]), 0
+
+    def step(self, record):
+        line = json.loads(json.dumps(self.lines.step(record), default=trace._fields))
+        for kept, changes in ((self.tables, "tables"), (self.tables, "after"), (self.cache, "cache")):
+            for key, value in line[changes].items():
+                kept[key] = value
+        self.preempted += len(line["preempted"])
+
+    def request(self, request): ...
+
+    def end(self, request_id, index, reason): ...
+
+    def close(self): ...
+
+    def held(self, kept):
+        return {int(key): value for key, value in kept.items() if value is not None}
+
+    def check(self):
+        scheduler = self.engine.scheduler
+        assert self.held(self.tables) == {seq.row: seq.table.blocks for seq in scheduler.running}
+        names = {block: [self.lines._name(n) for n in entry] for block, entry in scheduler.kv.prefix.entries().items()}
+        assert self.held(self.cache) == names
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("config", [{}, {"num_blocks": 12}, {"num_blocks": 12, "preemption_mode": "swap"}])
+def test_a_trace_alone_tells_who_holds_which_block_and_what_is_cached(config, late, ahead):
+    """Forks, copies on write, preemptions, beams and the prefix cache; also for one who comes in the middle."""
+    engine = ghost_engine(GhostRunner(), async_scheduling=ahead, **config)
+    for i in range(6):
+        params = BeamSearchParams(beam_width=3, max_tokens=7) if i == 2 else SamplingParams(max_tokens=9, n=1 + i % 3)
+        engine.add_request([9, 8, 7, 6, 5, i % 2], params)
+    for _ in range(4 if late else 0):
+        engine.step()
+    follower = Follower(engine)
+    while engine.has_unfinished():
+        engine.step()
+        if not ahead:  # else the scheduler is a plan further
+            follower.check()
+    follower.check()
+    assert engine.scheduler.stats().num_copies and bool(config) == bool(engine.scheduler.stats().num_preemptions)
+    assert late or follower.preempted == engine.scheduler.stats().num_preemptions
+    engine.scheduler.reset_prefix_cache()
+    engine.add_request([1], SamplingParams(max_tokens=1))
+    run(engine)
+    follower.check()
+    engine.detach(follower)
+    assert engine.scheduler.kv.prefix.touched is None
+
+
+def test_a_trace_that_begins_in_the_middle_can_be_read(tmp_path):
+    engine = ghost_engine(GhostRunner())
+    engine.add_request([9, 8, 7, 6, 5], SamplingParams(max_tokens=9, n=2))
+    engine.step()
+    engine.step()
+    recorder = recorder_at(tmp_path)
+    recorder._write(recorder._lines.state(engine.snapshot()))
+    engine.attach(recorder)
+    run(engine)
+    engine.close()
+    read = trace.read_trace(recorder.path)
+    assert [r["request_id"] for r in read.requests] == ["req-0"] and read.steps[0]["plan"]["step"] == 2
+    assert read.sequences == {0: ("req-0", 0), 1: ("req-0", 1)} and set(read.steps[0]["tables"]) == {0, 1}
+
+
 def test_steps_tell_plan_result_events_times_and_stats(tmp_path):
     path, _ = recorded(tmp_path, ahead=True)
     read = trace.read_trace(path)
@@ -73,7 +153,7 @@ def test_redacted_traces_hold_counts_and_no_tokens(tmp_path):
 
 @pytest.mark.parametrize("redact", [False, True])
 def test_structured_outputs_leave_the_time_of_their_masks_and_their_end(tmp_path, redact):
-    recorder = trace.Recorder(tmp_path, block_size=4, num_blocks=65, redact=redact)
+    recorder = recorder_at(tmp_path, redact=redact)
     engine = ghost_engine(GhostRunner(384), recorder=recorder, tokenizer=byte_tokenizer())
     form = StructuredOutputsParams(regex="ab")
     engine.add_request([9, 8], SamplingParams(structured_outputs=form, ignore_eos=True))
@@ -126,12 +206,12 @@ def test_without_a_recorder_nothing_is_recorded():
     engine = ghost_engine()
     engine.add_request([1], SamplingParams(max_tokens=3))
     run(engine)
-    assert engine.recorder is None
+    assert not engine.recorders and engine.scheduler.kv.prefix.touched is None
     engine.close()
 
 
 def test_ends_from_outside_are_recorded_and_end_the_requests_span(tmp_path):
-    recorder = trace.Recorder(tmp_path, block_size=4, num_blocks=65)
+    recorder = recorder_at(tmp_path)
     engine = ghost_engine(GhostRunner(), recorder=recorder)
     names = [engine.add_request([5, i], SamplingParams(max_tokens=n)) for i, n in enumerate((9, 9, 30))]
     engine.step()
