@@ -130,7 +130,8 @@ def build_engine(
     )
     recorder = None
     if config.trace is not None:
-        about = {"model": config.model, "backend": plane, "device": where}
+        budget = config.max_num_batched_tokens
+        about = {"model": config.model, "backend": plane, "device": where, "max_num_batched_tokens": budget}
         lines = TraceLines(
             block_size=config.block_size, num_blocks=sizes.num_blocks, redact=config.trace_redact, about=about
         )

@@ -202,7 +202,7 @@ class Engine:
         if not self._structured.hold(request):
             self.scheduler.add(request)
         self._num_requests += 1
-        for recorder in self.recorders:
+        for recorder in tuple(self.recorders):
             recorder.request(request)
         return request.request_id
 
@@ -210,7 +210,7 @@ class Engine:
         """End a request wherever it is; its blocks go back. Returns its last events (none if it is unknown)."""
         events = self.scheduler.abort(request_id) or self._structured.abort(request_id)
         self._structured.forget(request_id, self.scheduler.groups)
-        for recorder in self.recorders:
+        for recorder in tuple(self.recorders):
             for event in events:
                 recorder.end(request_id, event.index, "abort")
         return events
@@ -219,7 +219,7 @@ class Engine:
         """End one of a request's sequences as finished (a stop string was found in its text)."""
         self.scheduler.finish(request_id, index)
         self._structured.forget(request_id, self.scheduler.groups)
-        for recorder in self.recorders:
+        for recorder in tuple(self.recorders):
             recorder.end(request_id, index, reason)
 
     def has_request(self, request_id: str) -> bool:
@@ -277,7 +277,7 @@ class Engine:
     def close(self) -> None:
         """Write out the trace, if one is recorded; compile no more grammars."""
         self._structured.close()
-        for recorder in list(self.recorders):
+        for recorder in tuple(self.recorders):
             self.detach(recorder)
             recorder.close()
 
@@ -345,7 +345,7 @@ class Engine:
             phases = flight.phases | {"wait": (t0, t1), "update": (t1, time.perf_counter())}
             landed = self._watch.landed(flight.plan)
             record = StepRecord(flight.plan, result, events, phases, self.scheduler.stats(), flight.planned, landed)
-            for recorder in self.recorders:
+            for recorder in tuple(self.recorders):
                 recorder.step(record)
         return events
 
@@ -357,7 +357,7 @@ class Engine:
         requests, events = self._structured.released(COMPILING if idle else None)
         for request in requests:
             self.scheduler.add(request)
-        for recorder in self.recorders:
+        for recorder in tuple(self.recorders):
             for event in events:
                 recorder.end(event.request_id, event.index, "error")
         return events

@@ -24,7 +24,7 @@ from quire.server.errors import ApiError, error_response
 from quire.server.middleware import wrap
 from quire.server.state import ServerState
 
-ROUTES = ("health", "metrics", "models", "completions", "chat", "responses", "embeddings", "tokenize")
+ROUTES = ("health", "metrics", "models", "completions", "chat", "responses", "embeddings", "tokenize", "trace")
 ERRORS = (ApiError, QuireError, EngineUnavailable, RequestTimeout, RequestValidationError, HTTPException)
 
 

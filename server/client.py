@@ -27,6 +27,7 @@ from quire.reference.engine import ModelFacts, check_prompt
 from quire.reference.output_processor import OutputProcessor, Processed
 from quire.reference.outputs import RequestMetrics, RequestOutput
 from quire.server import messages
+from quire.server.trace_listeners import TraceListeners
 
 logger = logging.getLogger("quire.client")
 
@@ -125,6 +126,7 @@ class EngineClient:
     model    what is known of the engine's model; None before it was first ready
     stats    the scheduler's latest snapshot
     reason   why the state is not "ready", for people
+    traces   who listens to the trace of its steps
     observe  called with what each message of the engine came to, and with requests that were cut off (for metrics)
     """
 
@@ -144,6 +146,7 @@ class EngineClient:
         self._calls: dict[int, asyncio.Future[None]] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._num_calls = 0
+        self.traces = TraceListeners(self._send)
         self._changed = asyncio.Event()  # state
         self._started = False
 
@@ -176,6 +179,7 @@ class EngineClient:
             return
         self._started = False
         self._set_state("dead", "the server is shutting down")
+        self.traces.close()
         self._fail_open(self.reason)
         self._loop.remove_reader(self._monitor.fileno())
         self._loop.remove_reader(self._socket.fileno())
@@ -342,8 +346,13 @@ class EngineClient:
             case messages.Ready(engine_id, model, stats):
                 self._engine_id, self.model, self.stats = engine_id, model, stats
                 self._set_state("ready", "")
+                self.traces.engine_ready()
             case messages.Reply(call_id):
                 self._calls.pop(call_id).set_result(None)
+            case messages.TraceBegin(listener, lines):
+                self.traces.begin(listener, lines)
+            case messages.TraceLine(line, missed):
+                self.traces.put(line, missed)
             case messages.Failed(reason, fatal):
                 if fatal:
                     self._lose(reason)
@@ -370,6 +379,7 @@ class EngineClient:
         if self.state != "dead":
             logger.error("engine lost: %s (%d requests were open)", reason, len(self._open))
         self._set_state("dead", reason)
+        self.traces.engine_lost(reason)
         self._fail_open(reason)
 
     def _fail_open(self, reason: str) -> None:

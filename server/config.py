@@ -39,6 +39,8 @@ class ServerConfig:
     log_requests             one line in the log for each request
     log_format               "text" for people, "json" for programs
     ui                       the playground, at /ui; needs the extra quire[ui] and one API process
+    enable_trace             GET /trace streams every step of the engine, for the inspector; behind the key, if there is one
+    trace_text               the stream also says what was said: prompts, answers, tokens. Else it has their lengths
     otlp_traces_endpoint     where OpenTelemetry traces go; needs the extra quire[otel]
     """
 
@@ -65,6 +67,8 @@ class ServerConfig:
     log_requests: bool = True
     log_format: str = "text"
     ui: bool = False
+    enable_trace: bool = False
+    trace_text: bool = False
     otlp_traces_endpoint: str | None = None
 
     def __post_init__(self) -> None:
@@ -94,6 +98,8 @@ class ServerConfig:
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             if not (number and value >= 0) and not (value is None and name == "request_timeout"):
                 raise ConfigError(name, value, "not a number of seconds", "Give a finite number that is not negative")
+        if self.trace_text and not self.enable_trace:
+            raise ConfigError("trace_text", True, "enable_trace is False, so there is no stream", "Set enable_trace too")
         if self.log_format not in ("text", "json"):
             raise ConfigError("log_format", self.log_format, "unknown choice", "Choose text or json")
 

@@ -19,6 +19,7 @@ from quire.reference.control.errors import RequestError
 from quire.reference.control.request import Event
 from quire.reference.engine import Engine, EngineError
 from quire.server import messages
+from quire.server.trace_feed import TraceFeed
 
 logger = logging.getLogger("quire.engine")
 
@@ -45,6 +46,7 @@ class EngineLoop:
         self._stats_sent = 0.0
         self._was_idle = True
         self._stopping = False
+        self._trace = TraceFeed(engine, self._send, self._unread)
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # sending to a process that is gone is an error, not silence
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a restarted API process takes over its name
@@ -66,6 +68,7 @@ class EngineLoop:
                 self._publish_stats(idle=not self.engine.has_unfinished())
                 self._deliver(events)
                 self._flush()
+                self._trace.catch_up()
         except EngineError as error:
             logger.exception("the engine failed")
             for identity in list(self._peers):
@@ -103,6 +106,11 @@ class EngineLoop:
                 self._drop(identity)
                 self._peers[identity] = Peer()
                 self._send(identity, messages.Ready(self.engine_id, self.engine.model, self.engine.stats()))
+            case messages.Listen(listener, text):
+                if identity in self._peers:
+                    self._trace.listen(identity, listener, text)
+            case messages.Unlisten():
+                self._trace.leave(identity)
             case messages.Call(call_id):
                 self.engine.reset_prefix_cache()
                 self._send(identity, messages.Reply(call_id))
@@ -173,6 +181,11 @@ class EngineLoop:
             lost = messages.Failed("this API process did not read its results for too long", fatal=False)
             self._peers[identity] = Peer(outbox=deque([messages.encode(lost)]))
 
+    def _unread(self, identity: bytes) -> int:
+        """Messages that an API process has not taken yet."""
+        peer = self._peers.get(identity)
+        return 0 if peer is None else len(peer.outbox)
+
     def _flush(self) -> None:
         for identity, peer in list(self._peers.items()):
             if peer.outbox:
@@ -193,6 +206,7 @@ class EngineLoop:
 
     def _drop(self, identity: bytes) -> None:
         """Forget an API process and abort its requests."""
+        self._trace.leave(identity)
         peer = self._peers.pop(identity, None)
         for request_id in peer.requests if peer else ():
             self.engine.abort_request(request_id)

@@ -49,6 +49,20 @@ class Finish(msgspec.Struct, array_like=True, tag="finish"):
     index: int
 
 
+class Listen(msgspec.Struct, array_like=True, tag="listen"):
+    """API → engine: somebody listens to the trace. Answered by ``TraceBegin``, and from then on ``TraceLine``s come.
+
+    ``text``: with tokens in it. Whoever was first decides for all; API processes of one server agree.
+    """
+
+    listener: int
+    text: bool = False
+
+
+class Unlisten(msgspec.Struct, array_like=True, tag="unlisten"):
+    """API → engine: nobody here listens to the trace any more. Not answered."""
+
+
 class Call(msgspec.Struct, array_like=True, tag="call"):
     """API → engine: ``reset_prefix_cache``. Answered by ``Reply``."""
 
@@ -102,6 +116,20 @@ class Reply(msgspec.Struct, array_like=True, tag="reply"):
     call_id: int
 
 
+class TraceBegin(msgspec.Struct, array_like=True, tag="trace_begin"):
+    """Engine → API: the first lines of the trace for one listener, as JSON. The lines that follow go on from there."""
+
+    listener: int
+    lines: list[bytes]
+
+
+class TraceLine(msgspec.Struct, array_like=True, tag="trace"):
+    """Engine → API: a line of the trace, as JSON, for all listeners; or how many steps had to be left out."""
+
+    line: bytes
+    missed: int = 0
+
+
 class Failed(msgspec.Struct, array_like=True, tag="failed"):
     """Engine → API: all of this process's requests have ended, and why. ``fatal``: the engine itself is going down."""
 
@@ -109,8 +137,8 @@ class Failed(msgspec.Struct, array_like=True, tag="failed"):
     fatal: bool
 
 
-ToEngine = Hello | Add | Abort | Finish | Call
-ToApi = Ready | Accepted | Refused | Events | Reply | Failed
+ToEngine = Hello | Add | Abort | Finish | Call | Listen | Unlisten
+ToApi = Ready | Accepted | Refused | Events | Reply | TraceBegin | TraceLine | Failed
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode

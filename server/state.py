@@ -49,6 +49,7 @@ class ServerState:
         self.metrics = Metrics(self.engine, self.model_names[0])
         self.responses = ResponseStore(self.config.max_stored_responses, self.config.api_server_count)
         self.engine.observe = self.metrics.observe
+        self.engine.traces.text = self.config.trace_text
         self.tracing = tracing_to(self.config.otlp_traces_endpoint)
 
     @staticmethod
