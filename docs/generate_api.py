@@ -53,6 +53,7 @@ Every error is OpenAI's object, also in the middle of a stream:
 | 400 | `context_length_exceeded` | the prompt is longer than the model's context |
 | 401 | `invalid_api_key` | the key is missing or wrong |
 | 404 | `model_not_found` | the model is not served here |
+| 404 | `trace_disabled` | `/trace` without `--enable-trace` |
 | 404 | `unknown_url` | there is no such path |
 | 405 | `method_not_allowed` | the path does not answer this method |
 | 413 | `body_too_large` | the body is longer than `--max-body-size` |

@@ -20,7 +20,8 @@ holds in the same form what the step's results changed. ``cache`` are the blocks
 (their name and that of the block before them) or forgotten (null) since the line before; names are hashes under a key
 of this trace, so that they say which prefixes are equal and nothing else. ``state`` stands where a trace begins in the
 middle. A sequence's ``n_draft``, ``new_blocks`` and what else has a default in ``SeqPlan``, and figures of ``stats``,
-may be left out where they are at their default. Lines are written whole, one by one, so a file stays readable when the process dies.
+may be left out where they are at their default. Lines are written whole, one by one, so a file stays readable when the
+process dies.
 """
 
 from __future__ import annotations

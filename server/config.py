@@ -39,7 +39,7 @@ class ServerConfig:
     log_requests             one line in the log for each request
     log_format               "text" for people, "json" for programs
     ui                       the playground, at /ui; needs the extra quire[ui] and one API process
-    enable_trace             GET /trace streams every step of the engine, for the inspector; behind the key, if there is one
+    enable_trace             GET /trace streams every step of the engine, for the inspector; behind the key
     trace_text               the stream also says what was said: prompts, answers, tokens. Else it has their lengths
     otlp_traces_endpoint     where OpenTelemetry traces go; needs the extra quire[otel]
     """
@@ -99,7 +99,9 @@ class ServerConfig:
             if not (number and value >= 0) and not (value is None and name == "request_timeout"):
                 raise ConfigError(name, value, "not a number of seconds", "Give a finite number that is not negative")
         if self.trace_text and not self.enable_trace:
-            raise ConfigError("trace_text", True, "enable_trace is False, so there is no stream", "Set enable_trace too")
+            raise ConfigError(
+                "trace_text", True, "enable_trace is False, so there is no stream", "Set enable_trace too"
+            )
         if self.log_format not in ("text", "json"):
             raise ConfigError("log_format", self.log_format, "unknown choice", "Choose text or json")
 

@@ -124,7 +124,7 @@ class TraceBegin(msgspec.Struct, array_like=True, tag="trace_begin"):
 
 
 class TraceLine(msgspec.Struct, array_like=True, tag="trace"):
-    """Engine → API: a line of the trace, as JSON, for all listeners; or how many steps had to be left out."""
+    """Engine → API: a line of the trace, as JSON, for all listeners. Empty: some were left out, ``missed`` steps."""
 
     line: bytes
     missed: int = 0

@@ -33,7 +33,12 @@ logger = logging.getLogger("quire.server")
 
 SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 SURROGATES = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")  # as JSON escapes them, and as they stand
-UNLIMITED = ("/health", "/ready", "/metrics", "/trace")  # must answer when nothing else does; nobody waits for their end
+UNLIMITED = (
+    "/health",
+    "/ready",
+    "/metrics",
+    "/trace",
+)  # must answer when nothing else does; nobody waits for their end
 
 
 def wrap(app: FastAPI, state: ServerState) -> None:

@@ -25,8 +25,9 @@ encode = msgspec.json.Encoder().encode
 
 @dataclass
 class Reader:
-    """An API process with listeners, and how many steps it was not sent."""
+    """An API process with listeners. ``behind``: it was not sent something, ``missed`` steps among it."""
 
+    behind: bool = False
     missed: int = 0
 
 
@@ -68,9 +69,9 @@ class TraceFeed:
     def catch_up(self) -> None:
         """Tell those who have caught up with reading what they missed."""
         for identity, reader in list(self._readers.items()):
-            if reader.missed and not self._unread(identity):
+            if reader.behind and not self._unread(identity):
+                self._readers[identity] = Reader()
                 self._send(identity, messages.TraceLine(b"", reader.missed))
-                reader.missed = 0
 
     # --- what the engine calls ----------------------------------------------------------------------------------------
 
@@ -92,8 +93,9 @@ class TraceFeed:
     def _publish(self, line: dict[str, Any], steps: int) -> None:
         message: messages.TraceLine | None = None
         for identity, reader in list(self._readers.items()):
-            if reader.missed or self._unread(identity) > BACKLOG:
-                reader.missed += steps or not reader.missed  # a lost line that is no step needs a new state, too
+            if reader.behind or self._unread(identity) > BACKLOG:
+                reader.behind = True
+                reader.missed += steps
             else:
                 message = message or messages.TraceLine(encode(line))
                 self._send(identity, message)

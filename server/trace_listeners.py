@@ -63,10 +63,10 @@ class Listener:
             self._put(line)
 
     def put(self, line: bytes, missed: int) -> None:
-        """A line of the trace, or the number of steps that the engine left out."""
+        """A line of the trace; empty if the engine has left some out, ``missed`` steps among them."""
         if self._behind:
             self._missed += missed or line.startswith(STEP)
-        elif missed or len(self._lines) >= MAX_LINES or self._size + len(line) > MAX_BYTES:
+        elif not line or len(self._lines) >= MAX_LINES or self._size + len(line) > MAX_BYTES:
             lost = sum(waiting.startswith(STEP) for waiting in self._lines)
             self._lines.clear()
             self._size = 0

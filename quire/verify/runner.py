@@ -23,12 +23,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from quire.reference.control.block_tables import BlockTables
 from quire.reference.control.philox import derive_seed
 from quire.reference.control.plan import NewSeq, Pending, StepPlan, StepResult
 from quire.reference.models import Model
 from quire.reference.ops import AttnMeta
 from quire.reference.sampling import SamplerState
-from quire.reference.trace import BlockTables
 from quire.verify.choice import wrong_choices
 from quire.verify.compare import REPEATED, TOLERANCE, Check, Difference, differences, row_errors
 from quire.verify.inputs import wrong_inputs

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from quire.reference.control.block_tables import BlockTables
 from quire.reference.control.plan import StepPlan
 from quire.reference.control.request import Request, SchedulerStats
 from quire.reference.control.scheduler import Scheduler
@@ -50,33 +51,16 @@ class Watch:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._size = scheduler.config.block_size
-        self._tables = {seq.row: list(seq.table.blocks) for seq in scheduler.running}
+        self._tables = BlockTables(scheduler.config.block_size)
+        self._tables.rows = {seq.row: list(seq.table.blocks) for seq in scheduler.running}
         self._prefix = scheduler.kv.prefix
         if self._prefix is not None:
             self._prefix.touched = set()
 
     def planned(self, plan: StepPlan) -> Planned:
-        """Take over a plan's changes: what a runner does with a plan, without the tensors."""
-        tables, size = self._tables, self._size
-        changed: Tables = {}
-        for row in plan.ends:
-            if tables.pop(row, None) is not None:
-                changed[row] = None
-        for start in plan.starts:
-            tables[start.row] = []
-            changed[start.row] = tables[start.row]
-        for fork in plan.forks:
-            if fork.row != fork.parent_row:
-                tables[fork.row] = tables[fork.parent_row][: -(-fork.length // size)]
-                changed[fork.row] = tables[fork.row]
-        for seq in plan.seqs:
-            if seq.new_blocks:  # what the row had behind ``start`` was reserved for drafts, and given back
-                tables[seq.row][-(-seq.start // size) :] = seq.new_blocks
-                changed[seq.row] = tables[seq.row]
-        for _, dst, row, index in plan.copies:
-            tables[row][index] = dst
-            changed[row] = tables[row]
+        """Take over a plan's changes."""
+        tables = self._tables.rows
+        changed = self._tables.apply(plan)
         preempted = [row for row in self._scheduler.ended_rows if row in tables]
         for row in preempted:
             del tables[row]
@@ -89,7 +73,7 @@ class Watch:
 
     def landed(self, plan: StepPlan) -> Landed:
         """What a step has brought, once the scheduler has its results."""
-        tables, changed = self._tables, Tables()
+        tables, changed = self._tables.rows, Tables()
         for planned in plan.seqs:
             blocks = tables.get(planned.row)
             seq = self._scheduler.sequences.get(planned.seq_id)
