@@ -28,6 +28,7 @@ class _Completion:
     text: CompletionText | None
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
+    drafted: list[bool] = field(default_factory=list)
     cumulative_logprob: float = 0.0
     finish_reason: str | None = None
     stop_reason: int | str | None = None
@@ -204,6 +205,7 @@ class OutputProcessor:
             completion.last_token_time = now
         for i, token in enumerate(event.token_ids):
             completion.token_ids.append(token)
+            completion.drafted.append(i < event.num_accepted)  # accepted drafts come before the target's own token
             state.metrics.num_generation_tokens += 1
             if event.logprobs is not None:
                 self._add_logprob(completion, event.logprobs[i])
@@ -276,6 +278,7 @@ class OutputProcessor:
             token_ids=completion.token_ids[start:],
             cumulative_logprob=completion.cumulative_logprob if asked or isinstance(params, BeamSearchParams) else None,
             logprobs=completion.logprobs[start:] if asked else None,
+            drafted=completion.drafted[start:],
             finish_reason=completion.finish_reason,
             stop_reason=completion.stop_reason,
             error=completion.error,

@@ -65,6 +65,7 @@ class CompletionOutput:
     text, token_ids     what was generated; the end-of-sequence token is among the ids but not in the text
     cumulative_logprob  sum of the tokens' log-probabilities, where logprobs were asked for
     logprobs            per token, token id -> ``Logprob``, where asked for
+    drafted             per token, whether it was an accepted draft of speculative decoding; empty for beams
     finish_reason       None while it runs; then "stop", "length", "abort" or "error"
     stop_reason         the stop string or stop token id behind "stop"; None for the end-of-sequence token
     error               what went wrong, with "error"
@@ -78,6 +79,7 @@ class CompletionOutput:
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     error: str | None = None
+    drafted: list[bool] = field(default_factory=list)
 
     def finished(self) -> bool:
         return self.finish_reason is not None

@@ -112,6 +112,7 @@ def merged(first: RequestOutput, second: RequestOutput) -> RequestOutput:
         if old is not None:
             new.text = old.text + new.text
             new.token_ids = [*old.token_ids, *new.token_ids]
+            new.drafted = [*old.drafted, *new.drafted]
             if new.logprobs is not None:
                 new.logprobs = [*(old.logprobs or ()), *new.logprobs]
         by_index[new.index] = new

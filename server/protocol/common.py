@@ -29,6 +29,13 @@ class PromptTokensDetails(BaseModel):
     cached_tokens: int
 
 
+class CompletionTokensDetails(BaseModel):
+    """Speculative decoding: drafted tokens that the model agreed with, and that it did not."""
+
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
+
+
 class Usage(BaseModel):
     """Tokens of a request, all of its prompts and completions together."""
 
@@ -36,6 +43,7 @@ class Usage(BaseModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails | None = None
+    completion_tokens_details: CompletionTokensDetails | None = None
 
 
 class ErrorDetail(BaseModel):
@@ -53,14 +61,23 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
-def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dict[str, Any]:
-    """``Usage`` as it is sent."""
-    return {
+def usage(
+    prompt_tokens: int, completion_tokens: int, cached_tokens: int, drafts: tuple[int, int] = (0, 0)
+) -> dict[str, Any]:
+    """``Usage`` as it is sent. ``drafts``: how many were verified, and how many of these accepted."""
+    found: dict[str, Any] = {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
         "prompt_tokens_details": {"cached_tokens": cached_tokens},
     }
+    drafted, accepted = drafts
+    if drafted:
+        found["completion_tokens_details"] = {
+            "accepted_prediction_tokens": accepted,
+            "rejected_prediction_tokens": drafted - accepted,
+        }
+    return found
 
 
 def documented(model: type[BaseModel], description: str, *, streams: bool = False) -> dict[int | str, dict[str, Any]]:
@@ -82,7 +99,10 @@ def prompt_logprobs_json(output: RequestOutput) -> list[dict[str, Any] | None]:
 
 
 def logprobs_json(tokenizer: Any, completion: CompletionOutput, top: int) -> list[dict[str, Any]]:
-    """OpenAI's newer form of log-probabilities: an object per token, with the ``top`` likeliest ones in it."""
+    """OpenAI's newer form of log-probabilities: an object per token, with the ``top`` likeliest ones in it.
+
+    A token that speculative decoding drafted says so: ``"drafted": true``.
+    """
 
     def token(token_id: int, logprob: Logprob) -> dict[str, Any]:
         text = logprob.decoded_token or ""
@@ -90,7 +110,9 @@ def logprobs_json(tokenizer: Any, completion: CompletionOutput, top: int) -> lis
         return {"token": text, "logprob": logprob.logprob, "bytes": None if own is None else list(own)}
 
     found = []
-    for token_id, entry in zip(completion.token_ids, completion.logprobs or ()):
+    for token_id, entry, drafted in zip(completion.token_ids, completion.logprobs or (), completion.drafted):
         likeliest = [token(i, p) for i, p in entry.items() if p.rank is not None and p.rank <= top]
         found.append(token(token_id, entry[token_id]) | {"top_logprobs": likeliest})
+        if drafted:
+            found[-1]["drafted"] = True
     return found

@@ -53,6 +53,7 @@ class Call:
         width = self.params.beam_width if isinstance(self.params, BeamSearchParams) else self.params.n
         self.choices = [Reader(self.form.new_parser(), self.tools.parallel) for _ in range(width)]
         self.prompt_tokens = self.cached_tokens = self.completion_tokens = 0
+        self.drafts = (0, 0)
 
     def _tools(self) -> ToolUse:
         body, choice = self.body, self.body.tool_choice
@@ -252,9 +253,10 @@ class Call:
     def _count(self, output: RequestOutput) -> None:
         self.completion_tokens += sum(len(c.token_ids) for c in output.outputs)
         self.cached_tokens = max(self.cached_tokens, output.num_cached_tokens)
+        self.drafts = (output.metrics.num_draft_tokens, output.metrics.num_accepted_tokens)
 
     def _usage(self) -> dict[str, Any]:
-        return usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens)
+        return usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens, self.drafts)
 
 
 def finish_reason(completion: CompletionOutput, parsed: Parsed) -> str | None:

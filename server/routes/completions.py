@@ -53,6 +53,7 @@ class Call:
         self.per_prompt = width
         self.completion_tokens = 0
         self.cached_tokens: dict[int, int] = {}  # by the number of the prompt
+        self.drafts: dict[int, tuple[int, int]] = {}  # the same: drafts verified, and accepted
 
     def _params(self) -> SamplingParams | BeamSearchParams:
         body = self.body
@@ -118,6 +119,7 @@ class Call:
         begun: set[int] = set()
         offsets: dict[int, int] = {}
         async for number, output in merged_outputs(generations):
+            self._count(number, output)
             for completion in output.outputs:
                 index = number * self.per_prompt + completion.index
                 choice = self._choice(
@@ -132,13 +134,10 @@ class Call:
                 begun.add(index)
                 chunk = {**self.head, "choices": [choice]}
                 if running_usage:
-                    self._count(number, output)
                     chunk["usage"] = self._usage()
                 elif with_usage:
                     chunk["usage"] = None
                 yield event(chunk)
-            if not running_usage:
-                self._count(number, output)
         if with_usage:
             yield event({**self.head, "choices": [], "usage": self._usage()})
 
@@ -146,10 +145,12 @@ class Call:
         if not self.only_prompt:
             self.completion_tokens += sum(len(c.token_ids) for c in output.outputs)
         self.cached_tokens[number] = output.num_cached_tokens
+        self.drafts[number] = (output.metrics.num_draft_tokens, output.metrics.num_accepted_tokens)
 
     def _usage(self) -> dict[str, Any]:
         prompt_tokens = sum(len(token_ids) for _, token_ids in self.prompts)
-        return usage(prompt_tokens, self.completion_tokens, sum(self.cached_tokens.values()))
+        drafted, accepted = (sum(counts) for counts in zip((0, 0), *self.drafts.values()))
+        return usage(prompt_tokens, self.completion_tokens, sum(self.cached_tokens.values()), (drafted, accepted))
 
     # --- one choice ---------------------------------------------------------------------------------------------------
 

@@ -61,6 +61,15 @@ def test_usage_is_of_all_prompts_together(server: LiveServer, post, options: dic
     assert found["prompt_tokens_details"]["cached_tokens"] == 3 * 2 * size
 
 
+def test_running_usage_counts_each_token_once(post) -> None:
+    """Also where one step brings tokens of several completions."""
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = {"prompt": "Once", "n": 2, "max_tokens": 3, "ignore_eos": True, "stream": True, "stream_options": options}
+    events = [line for line in post(**body).text.splitlines() if line.startswith("data: {")]
+    assert json.loads(events[-2].removeprefix("data: "))["usage"]["completion_tokens"] == 6
+    assert json.loads(events[-1].removeprefix("data: "))["usage"]["completion_tokens"] == 6
+
+
 def test_token_ids_continue_as_their_text_does(post, server: LiveServer) -> None:
     tokenizer = server.state.engine.assets.get_tokenizer()
     texts = ["Once upon a time", "The capital of Norway is"]
