@@ -19,9 +19,9 @@ the block tables that the step changed: row -> block ids, or null for a row that
 holds in the same form what the step's results changed. ``cache`` are the blocks that the prefix cache has learned
 (their name and that of the block before them) or forgotten (null) since the line before; names are hashes under a key
 of this trace, so that they say which prefixes are equal and nothing else. ``state`` stands where a trace begins in the
-middle. A sequence's ``n_draft``, ``new_blocks`` and what else has a default in ``SeqPlan``, and figures of ``stats``,
-may be left out where they are at their default. Lines are written whole, one by one, so a file stays readable when the
-process dies.
+middle. What is at its default may be left out: ``n_draft``, ``new_blocks`` and what else has a default in ``SeqPlan``,
+an event's ``finish_reason`` and ``num_cached_tokens``, and figures of ``stats``. Lines are written whole, one by one, so
+a file stays readable when the process dies.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ Line = dict[str, Any]
 
 # A line may leave these out; ``read_trace`` puts them in.
 SEQ_DEFAULTS: Line = {"n_draft": 0, "new_blocks": [], "write": True, "pools": False, "propose": 0}
+EVENT_DEFAULTS: Line = {"finish_reason": None, "num_cached_tokens": 0}
 STATS_DEFAULTS: Line = asdict(SchedulerStats())
 
 
@@ -284,6 +285,7 @@ def read_trace(path: str | Path) -> Trace:
             tables = {int(row): blocks for row, blocks in line["tables"].items()}
         elif line["type"] == "step":
             line["plan"]["seqs"] = [SEQ_DEFAULTS | seq for seq in line["plan"]["seqs"]]
+            line["events"] = [EVENT_DEFAULTS | event for event in line["events"]]
             line["stats"] = STATS_DEFAULTS | line["stats"]
             _change(tables, line["tables"])
             changed, line["tables"] = line["after"], dict(tables)

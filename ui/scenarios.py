@@ -120,10 +120,10 @@ SCENARIOS: tuple[Scenario, ...] = (
             ("idle", "All is quiet. The grey blocks are free, and still a cache: the next such chat will find them."),
         ),
         calls=tuple(
-            chat(question, system=ASSISTANT, after=0.12 * i, temperature=0, max_tokens=24)
+            chat(question, system=ASSISTANT, after=0.035 * i, temperature=0, max_tokens=24)
             for i, question in enumerate(QUESTIONS)
         ),
-        engine={"num_blocks": 97, "max_model_len": 1024},
+        engine={"num_blocks": 65, "max_model_len": 512},
         contrast=("enable_prefix_caching", False, "Every chat computes the system prompt again, into its own blocks."),
         views=("blocks", "tables", "prefix", "schedule"),
     ),
@@ -138,8 +138,8 @@ SCENARIOS: tuple[Scenario, ...] = (
             ("decode", "From here the answers differ, and each grows in blocks of its own."),
             ("finish", "A sibling ends and gives its own blocks back. The prompt's stay while anybody uses them."),
         ),
-        calls=(chat("Tell me a story about a fox.", n=6, temperature=0.9, seed=7, max_tokens=48, ignore_eos=True),),
-        engine={"num_blocks": 49, "max_model_len": 512},
+        calls=(chat("Tell me a story about a brave fox and a lamp.", n=6, temperature=0.9, seed=7, max_tokens=44, ignore_eos=True),),
+        engine={"block_size": 8, "num_blocks": 65, "max_model_len": 256},
     ),
     Scenario(
         name="beam",
@@ -160,14 +160,14 @@ SCENARIOS: tuple[Scenario, ...] = (
                 },
             ),
         ),
-        engine={"num_blocks": 49, "max_model_len": 512},
+        engine={"block_size": 8, "num_blocks": 49, "max_model_len": 256},
     ),
     Scenario(
         name="pressure",
         title="Memory pressure and preemption",
-        idea="Eight stories grow in a pool that is too small for them. The latest give way, and come back later.",
+        idea="Six stories grow in a pool that is too small for them. The latest give way, and come back later.",
         narration=(
-            ("start", "Eight stories begin. There is room for all of them, as long as they are short."),
+            ("start", "Six stories begin. There is room for all of them, as long as they are short."),
             ("preempt", "The pool is empty. The latest sequence gives its blocks back to those who came before it."),
             ("queue", "It waits: what it has written so far is kept as tokens, its K/V is not."),
             ("resume", "Blocks are free again. It computes its K/V anew, in one chunk, and goes on as if nothing was."),
@@ -178,9 +178,9 @@ SCENARIOS: tuple[Scenario, ...] = (
                 f"Tell me a story about a {who}.", temperature=0.8, seed=i, max_tokens=72, ignore_eos=True,
                 after=0.01 * i,
             )
-            for i, who in enumerate(("fox", "hawk", "ghost", "sailor", "clock", "whale", "baker", "kite"))
+            for i, who in enumerate(("fox", "hawk", "ghost", "sailor", "clock", "whale"))
         ),
-        engine={"num_blocks": 34, "max_model_len": 256},
+        engine={"block_size": 8, "num_blocks": 41, "max_model_len": 256},
         contrast=("preemption_mode", "swap", "The victim's blocks move to host memory and back."),
     ),
     Scenario(
@@ -220,7 +220,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         ),
         engine={
             "num_blocks": 49, "max_model_len": 512,
-            "speculative_config": {"method": "ngram", "num_speculative_tokens": 4},
+            "speculative_config": {"method": "ngram", "prompt_lookup_min": 1, "num_speculative_tokens": 4},
         },
         contrast=("speculative_config", None, "One token per step for each of them."),
         views=("speculation", "schedule", "tables", "blocks"),
