@@ -9,7 +9,7 @@ The lines, each an object with a ``type``::
 
     header    v (schema version), created, block_size, num_blocks, redacted, and whatever the engine's owner adds
     state     t, step, requests, sequences, tables, cache, stats: all there is, for who has not seen it come about
-    request   t, request_id, prompt_len, params, seed, and token_ids unless redacted
+    request   t, request_id, prompt_len, params, seed (as text: 64 bits), priority, and token_ids unless redacted
     end       t, request_id, index, reason: a sequence that was ended from outside (an abort, a stop string, a grammar)
     step      t, phases {name: [begin, duration]}, plan, owners {seq_id: request_id}, result, events,
               tables, preempted, after, cache, stats
@@ -20,8 +20,8 @@ holds in the same form what the step's results changed. ``cache`` are the blocks
 (their name and that of the block before them) or forgotten (null) since the line before; names are hashes under a key
 of this trace, so that they say which prefixes are equal and nothing else. ``state`` stands where a trace begins in the
 middle. What is at its default may be left out: ``n_draft``, ``new_blocks`` and what else has a default in ``SeqPlan``,
-an event's ``finish_reason`` and ``num_cached_tokens``, and figures of ``stats``. Lines are written whole, one by one, so
-a file stays readable when the process dies.
+an event's ``finish_reason`` and ``num_cached_tokens``, and figures of ``stats``. Lines are written whole, one by one,
+so that a file stays readable when the process dies.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class TraceLines:
             "request_id": request.request_id,
             "prompt_len": len(request.prompt_token_ids),
             "params": _params(request.params, self._redact),
-            "seed": request.seed,
+            "seed": str(request.seed),
             "priority": request.priority,
         }
         return line if self._redact else line | {"token_ids": request.prompt_token_ids}

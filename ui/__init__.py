@@ -27,8 +27,8 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 ENTRY = "quire-trace.js"
 
-_IMPORT = re.compile(r'^import \{[^}]*\} from "\./([\w./-]+)";\n', re.M)
-_EXPORT = re.compile(r"^export (?=(?:async )?(?:function|const|class)\b)", re.M)
+_IMPORT = re.compile(r'^import (\{[^}]*\}) from "\./([\w./-]+)";\n', re.M)
+_EXPORT = re.compile(r"^export (?:async )?(?:function|const|class) (\w+)", re.M)
 
 
 def static() -> Path:
@@ -48,21 +48,24 @@ def trace(name: str) -> str:
 def component() -> str:
     """The component as one classic script: for a page of one file, a notebook's output or an iframe's ``srcdoc``.
 
-    The modules are put one after another, each behind those it imports, in a function of their own. They are written so
-    that this is all a bundler has to do: named imports and exports, and no name twice. ``</`` occurs nowhere in it, so
+    Each module becomes a function that returns its exports, behind those it imports from. The modules are written so
+    that this is all a bundler has to do: named imports and exports, without renaming. ``</`` occurs nowhere in it, so
     that it may stand between script tags as it is.
     """
-    body = "".join(_modules(ENTRY, set()))
+    body = "".join(_modules(ENTRY, {}))
     return f'(() => {{\n"use strict";\n{body}}})();\n'.replace("</", "<\\/")
 
 
-def _modules(path: str, seen: set[str]) -> Iterator[str]:
-    """The module at ``path`` under ``static`` without its imports and exports, after the modules that it imports."""
-    if path in seen:
-        return
-    seen.add(path)
-    source = static().joinpath(path).read_text("utf-8")
+def _modules(path: str, seen: dict[str, str]) -> Iterator[str]:
+    """The module at ``path`` under ``static``, after the modules that it imports. ``seen``: path -> its variable."""
+    seen[path] = f"module{len(seen)}"
+    source = (static() / path).read_text("utf-8")
     folder = path.rpartition("/")[0]
-    for target in _IMPORT.findall(source):
-        yield from _modules(f"{folder}/{target}" if folder else target, seen)
-    yield _EXPORT.sub("", _IMPORT.sub("", source))
+    imports = {target: f"{folder}/{target}" if folder else target for _, target in _IMPORT.findall(source)}
+    for target in imports.values():
+        if target not in seen:
+            yield from _modules(target, seen)
+    source = _IMPORT.sub(lambda m: f"const {m[1]} = {seen[imports[m[2]]]};\n", source)
+    names = ", ".join(_EXPORT.findall(source))
+    source = _EXPORT.sub(lambda m: m[0].removeprefix("export "), source)
+    yield f"const {seen[path]} = (() => {{\n{source}return {{ {names} }};\n}})();\n"

@@ -5,7 +5,8 @@ arguments make the idea visible, and what to tell the person who watches. ``play
 Lab plays them live; ``record.py`` plays them for the traces that notebooks and the documentation show.
 
 The words come with moments. A moment is something that happens in a trace; the drawing component finds it and names it
-in its ``quire-step`` events (``detail.happened``), so that a sentence is said when the eye can see what it says:
+in its ``quire-step`` events (``detail.happened``), so that a sentence is said when the eye can see what it says. They
+are said in their order: each at the first step with its moment that is not before the step of the sentence before it.
 
     start       the first step           share     a sequence starts on blocks of the prefix cache
     prompt      a whole prompt, or the   fork      a sequence forks: the child shares all blocks of the parent
@@ -49,7 +50,7 @@ class Scenario:
     name        short, for addresses and files: the trace is traces/NAME.jsonl
     title       for people
     idea        one sentence: what it shows
-    narration   (moment, sentence): said when the moment first comes; several of one moment come one after another
+    narration   (moment, sentence), in the order in which they are said
     calls       the requests
     engine      arguments of ``quire serve`` under which it shows best
     contrast    (engine argument, value, what then differs): the same load with the idea switched off, if it can be
@@ -138,7 +139,12 @@ SCENARIOS: tuple[Scenario, ...] = (
             ("decode", "From here the answers differ, and each grows in blocks of its own."),
             ("finish", "A sibling ends and gives its own blocks back. The prompt's stay while anybody uses them."),
         ),
-        calls=(chat("Tell me a story about a brave fox and a lamp.", n=6, temperature=0.9, seed=7, max_tokens=44, ignore_eos=True),),
+        calls=(
+            chat(
+                "Tell me a story about a brave fox and a lamp.", n=6, temperature=0.9, seed=7, max_tokens=44,
+                ignore_eos=True,
+            ),
+        ),
         engine={"block_size": 8, "num_blocks": 65, "max_model_len": 256},
     ),
     Scenario(
@@ -149,7 +155,8 @@ SCENARIOS: tuple[Scenario, ...] = (
             ("start", "The prompt is computed once for all beams."),
             ("fork", "The best continuations live on: a beam with two of them forks, another one dies."),
             ("copy", "A child copies the block that it is about to write, and no other."),
-            ("finish", "The search is over: the best beam is the answer."),
+            ("finish", "A beam that no good continuation comes from dies, and gives back what only it has held."),
+            ("idle", "The search is over: the best beam is the answer."),
         ),
         calls=(
             Call(
@@ -171,7 +178,7 @@ SCENARIOS: tuple[Scenario, ...] = (
             ("preempt", "The pool is empty. The latest sequence gives its blocks back to those who came before it."),
             ("queue", "It waits: what it has written so far is kept as tokens, its K/V is not."),
             ("resume", "Blocks are free again. It computes its K/V anew, in one chunk, and goes on as if nothing was."),
-            ("finish", "The first ones are done; those who waited move up. Every story ends, and none has changed."),
+            ("idle", "All are done. Preemption took time, and changed no story: the tokens are the same without it."),
         ),
         calls=tuple(
             chat(

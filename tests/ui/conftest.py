@@ -63,7 +63,7 @@ def open_context(browser: Browser) -> Iterator[Callable[..., BrowserContext]]:
 
     def make(**options) -> BrowserContext:
         context = browser.new_context(**{"viewport": WIDE, **options})
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(60_000)  # a loaded machine is no finding
         context.route("**/*", guard)
         context.on("weberror", lambda error: problems.append(f"an error in a page: {error.error}"))
         contexts.append(context)
