@@ -19,12 +19,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint docs docs-serve clean
 
 help:
 	@echo "make demo    start the engine on the model that ships with quire and watch it work"
 	@echo "make test    run the tests"
 	@echo "make lint    ruff (rules and format) and mypy"
+	@echo "make docs    build the documentation site into site/ (docs-serve shows it)"
 	@echo "make clean   remove caches and build products; .venv stays (rm -r $(VENV) to start over)"
 	@echo "Each makes $(VENV) first when it is missing or older than pyproject.toml."
 
@@ -44,6 +45,13 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p quire
+
+# NO_MKDOCS_2_WARNING: an advertisement in every build's output.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+docs-serve: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve $(ARGS)
 
 clean:
 	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

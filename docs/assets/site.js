@@ -1,0 +1,9 @@
+// <quire-trace> on the site's pages, in the colours that the reader has chosen.
+import "./quire-trace.js";
+
+const follow = () => {
+  const theme = document.body.dataset.mdColorScheme === "slate" ? "dark" : "light";
+  for (const trace of document.querySelectorAll("quire-trace")) trace.setAttribute("theme", theme);
+};
+follow();
+new MutationObserver(follow).observe(document.body, { attributes: true, attributeFilter: ["data-md-color-scheme"] });
