@@ -7,7 +7,7 @@ it into one for https://ui.perfetto.dev (trace_chrome.py).
 
 The lines, each an object with a ``type``::
 
-    header    v (schema version), created, block_size, num_blocks, redacted, and whatever the engine's owner adds
+    header    v (schema version), id, created, block_size, num_blocks, redacted, and whatever the engine's owner adds
     state     t, step, requests, sequences, tables, cache, stats: all there is, for who has not seen it come about
     request   t, request_id, prompt_len, params, seed (as text: 64 bits), priority, and token_ids unless redacted
     end       t, request_id, index, reason: a sequence that was ended from outside (an abort, a stop string, a grammar)
@@ -78,9 +78,13 @@ class TraceLines:
         self._origin = time.perf_counter()
         self._key = os.urandom(16)
         created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        about = {"block_size": block_size, "num_blocks": num_blocks, "redacted": redact, "created": created} | (
-            about or {}
-        )
+        about = {
+            "id": self._key[:4].hex(),
+            "block_size": block_size,
+            "num_blocks": num_blocks,
+            "redacted": redact,
+            "created": created,
+        } | (about or {})
         self.header: Line = {"type": "header", "v": SCHEMA_VERSION} | about
 
     def state(self, snapshot: Snapshot) -> Line:

@@ -31,8 +31,7 @@ class Listener:
         self._ask = ask  # for the state anew
         self._lines: deque[bytes] = deque()
         self._size = 0
-        self._missed = 0
-        self._steps = 0  # among the lines that wait
+        self._missed: int | None = None  # steps, since it fell behind
         self._behind = True  # until there is a state to begin with
         self._asked = True
         self._closed = False
@@ -56,21 +55,22 @@ class Listener:
 
     def begin(self, lines: list[bytes]) -> None:
         """Header and state, as asked for; what was missed before is said first."""
-        if self._missed:
+        if self._missed is not None:
             self.say({"type": "dropped", "steps": self._missed})
-        self._missed, self._behind = 0, False
+        self._missed, self._behind = None, False
         for line in lines:
             self._put(line)
 
     def put(self, line: bytes, missed: int) -> None:
         """A line of the trace; empty if the engine has left some out, ``missed`` steps among them."""
         if self._behind:
-            self._missed += missed or line.startswith(STEP)
+            if self._missed is not None:
+                self._missed += missed or line.startswith(STEP)
         elif not line or len(self._lines) >= MAX_LINES or self._size + len(line) > MAX_BYTES:
             lost = sum(waiting.startswith(STEP) for waiting in self._lines)
             self._lines.clear()
             self._size = 0
-            self._missed += lost + (missed or line.startswith(STEP))
+            self._missed = lost + (missed or line.startswith(STEP))
             self._behind, self._asked = True, False
             self._news.set()
         else:
@@ -82,7 +82,7 @@ class Listener:
 
     def lost(self, reason: str) -> None:
         """There is no engine; when one is back, ``begin`` follows."""
-        self._behind, self._asked = True, True
+        self._behind, self._asked, self._missed = True, True, None
         self.say({"type": "lost", "reason": reason})
 
     def close(self) -> None:

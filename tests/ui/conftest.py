@@ -7,6 +7,8 @@ may talk to this machine only: any other address is refused, and fails the test.
 
 from __future__ import annotations
 
+import functools
+import http.server
 import os
 import shutil
 import socket
@@ -18,6 +20,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
+
+from quire.ui import static
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Locator, Page
@@ -118,3 +122,34 @@ def playground(server) -> Iterator[str]:
     """The playground in front of the server on the embedded model that all tests share."""
     with serve_page(server.url) as url:
         yield url
+
+
+class Files(http.server.SimpleHTTPRequestHandler):
+    """An empty page at /, and the component's files and recorded traces."""
+
+    extensions_map = http.server.SimpleHTTPRequestHandler.extensions_map | {".js": "text/javascript"}
+
+    def log_message(self, *_: object) -> None: ...
+
+    def do_GET(self) -> None:
+        if self.path != "/":
+            super().do_GET()
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.end_headers()
+
+
+@contextmanager
+def pages_at() -> Iterator[str]:
+    """The address of a server of these files."""
+    handler = functools.partial(Files, directory=str(static().parent))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def drawn(page) -> None:
+    """Wait until what the component shows has followed its position: it draws with the next frame."""
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")

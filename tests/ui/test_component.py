@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
 import json
-import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -14,34 +11,16 @@ from quire.reference.trace import read_trace
 from quire.reference.trace_chrome import to_chrome
 from quire.ui import component, static, trace
 from quire.ui.scenarios import SCENARIOS, scenario
-from tests.ui.conftest import PHONE
+from tests.ui.conftest import PHONE, drawn, pages_at
 
 NAMES = [one.name for one in SCENARIOS]
-
-
-class Files(http.server.SimpleHTTPRequestHandler):
-    extensions_map = http.server.SimpleHTTPRequestHandler.extensions_map | {".js": "text/javascript"}
-
-    def log_message(self, *_: object) -> None: ...
-
-    def do_GET(self) -> None:
-        """An empty page, and the files of the component and its traces."""
-        if self.path == "/":
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html; charset=utf-8")
-            self.end_headers()
-        else:
-            super().do_GET()
 
 
 @pytest.fixture(scope="module")
 def files() -> Iterator[str]:
     """The address of a server of the component's files, and of the traces."""
-    folder = str(static().parent)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Files, directory=folder)) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with pages_at() as base:
+        yield base
 
 
 @pytest.fixture
@@ -78,11 +57,6 @@ def recorded(name: str):
 def preemption() -> int:
     """The first step of the scenario about memory pressure that preempts."""
     return next(i for i, step in enumerate(recorded("pressure").steps) if step["preempted"])
-
-
-def drawn(page) -> None:
-    """Wait until what the component shows has followed its position: it draws with the next frame."""
-    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
 def says(page) -> str:

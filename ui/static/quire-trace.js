@@ -135,9 +135,13 @@ class QuireTrace extends HTMLElement {
     if (line.type === "dropped") this.#status("live", `Live. ${line.steps} steps were left out: this page could not keep up.`);
     if (line.type === "lost") this.#status("waiting", `The engine is gone (${line.reason}). Waiting for it.`);
     const kept = this.#trace.dropped;
-    if (line.type === "header") { this.#following = true; this.#selected = null; }
     const stepped = this.#trace.add(line);
-    if (line.type === "header") { this.#position = -1; this.#told = -2; }
+    if (line.type === "header" && !this.length) { // else it goes on with the trace that is here
+      this.#following = true;
+      this.#selected = null;
+      this.#position = -1;
+      this.#told = -2;
+    }
     if (stepped && this.#trace.dropped > kept) this.#position = Math.max(0, this.#position - (this.#trace.dropped - kept));
     if (this.#following) this.#goto(this.length - 1);
     else this.#redraw();
@@ -241,6 +245,7 @@ class QuireTrace extends HTMLElement {
     const trace = this.#trace;
     const known = Boolean(trace.header);
     empty.hidden = known;
+    about.hidden = !known;
     views.hidden = this.#parts.legend.hidden = !known;
     range.max = Math.max(0, this.length - 1);
     range.disabled = !this.length;
@@ -323,12 +328,14 @@ class QuireTrace extends HTMLElement {
       const origin = views.getBoundingClientRect();
       const from = tables.view.element.getBoundingClientRect();
       const to = map.view.canvas.getBoundingClientRect();
-      const beside = from.left > to.right - 8;
+      const beside = from.right < to.left + 8;
       for (const chip of tables.view.chipPlaces(scene.active).slice(0, 48)) {
         const cell = map.view.place(chip.block);
-        const [x1, y1] = [from.left - origin.left + chip.x, from.top - origin.top + chip.y];
-        const [x2, y2] = [to.left - origin.left + cell.x, to.top - origin.top + cell.y];
-        const bend = beside ? [x1 - (x1 - x2) * 0.45, y1 + 26, x2 + (x1 - x2) * 0.3, y2 + 14] : [x1, y1 - (y1 - y2) * 0.5, x2, y2 + (y1 - y2) * 0.5];
+        const half = (beside ? 1 : -1) * 8;
+        const [x1, y1] = [from.left - origin.left + chip.x, from.top - origin.top + chip.y + half];
+        const [x2, y2] = [to.left - origin.left + cell.x, to.top - origin.top + cell.y + cell.size / 2];
+        const sag = 26 + (x2 - x1) * 0.06; // beside each other they hang like cables, below what they connect
+        const bend = beside ? [x1 + 8, y1 + sag, x2 - 4, y2 + sag] : [x1, y1 - (y1 - y2) * 0.5, x2, y2 + (y1 - y2) * 0.5];
         const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
         path.setAttribute("d", `M${x1} ${y1}C${bend.join(" ")} ${x2} ${y2}`);
         path.setAttribute("stroke", scene.colors.ink);
@@ -407,7 +414,7 @@ class QuireTrace extends HTMLElement {
       el("div", { class: "bar" },
         el("div", { class: "buttons", role: "group", "aria-label": "Playback" }, first, back, play, forward, last),
         el("div", { class: "scrub" }, range, where), speed, opener, save, perfetto, file, status),
-      says, empty, views, el("div", { class: "unseen" }, spoken), legend, about);
+      says, about, empty, views, el("div", { class: "unseen" }, spoken), legend);
     this.#parts = { root, frame, first, back, play, forward, last, range, where, save, perfetto, status, says, spoken, empty, views, arrows, legend, about };
     root.append(el("style", { textContent: STYLE }), frame);
     this.#choose();

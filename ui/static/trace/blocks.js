@@ -125,7 +125,8 @@ export class BlockMap {
       context.strokeStyle = scene.colorOf(scene.occupancy.first[block]);
       context.lineJoin = "round";
       if (scene.occupancy.refs[block] > 1) context.strokeText(text, x, y);
-      context.fillStyle = scene.occupancy.slots[block] * 2 > scene.trace.blockSize ? scene.colors.onColor : scene.colors.ink;
+      const dark = scene.occupancy.refs[block] > 1 || scene.occupancy.slots[block] * 2 > scene.trace.blockSize;
+      context.fillStyle = dark ? scene.colors.onColor : scene.colors.ink;
       context.fillText(text, x, y);
     }
   }

@@ -103,7 +103,7 @@ export class State {
 
   #step(line, info) {
     const { plan } = line;
-    const cachedBefore = info && new Map(this.cache);
+    const cachedBefore = info && plan.starts.length ? new Map(this.cache) : null;
     for (const row of plan.ends) this.rows.delete(row);
     for (const start of plan.starts) {
       const tokens = typeof start.token_ids === "number" ? start.token_ids : start.token_ids.length;
@@ -250,12 +250,12 @@ export class Trace {
   add(line) {
     if (line.type === "header") {
       checkVersion(line);
-      if (this.header) this.clear(); // another engine, or this one anew: its numbers mean other things
+      if (this.header && this.header.id !== line.id) this.clear(); // of another engine: its numbers mean other things
       this.header = line;
       return false;
     }
-    if (!this.header) throw new Error("a trace begins with its header");
     if (!["step", "request", "end", "state"].includes(line.type)) return false;
+    if (!this.header) throw new Error("a trace begins with its header");
     if (line.type === "state" && this.steps.length) this.#closeLanes(line);
     if (line.type !== "step") {
       this.tail.push(line);

@@ -16,7 +16,7 @@ export class PrefixTree {
     const { colors, state, occupancy } = scene;
     const { nodes, leaves, depth } = layout(state.cache);
     const row = Math.max(2, Math.min(22, TALL / Math.max(leaves, 1)));
-    const column = Math.max(2, Math.min(30, (width - 4) / Math.max(depth, 1)));
+    const column = Math.max(2, Math.min(40, (width - 4) / Math.max(depth, 1)));
     const context = fit(this.canvas, width, Math.max(44, Math.min(leaves * row, TALL * 2)) + 2);
     const gap = column >= 8 && row >= 6 ? 2 : column >= 4 ? 1 : 0;
     const hits = scene.step?.info.hitBlocks ?? new Set();

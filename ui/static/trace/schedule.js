@@ -3,11 +3,12 @@
 import { FONT, el, fit } from "./colors.js";
 import { clip } from "./tables.js";
 
-const WIDEST = 28;
+const WIDEST = 40;
 const NARROWEST = 3;
 const TALLEST = 250;
 const BARS = 46; // the tokens per step, below the lanes
 const AXIS = 18;
+const MOST = 220; // lanes
 
 /** Which steps are in sight, and how wide each is: the same for the schedule and for the figures over time below it. */
 export function timeline(scene, width) {
@@ -15,7 +16,7 @@ export function timeline(scene, width) {
   const room = Math.max(40, width - gutter - 6);
   const { length } = scene.trace;
   const column = Math.max(NARROWEST, Math.min(WIDEST, room / Math.max(length, 1), length > room / NARROWEST ? 6 : WIDEST));
-  const count = Math.max(1, Math.floor(room / column));
+  const count = Math.max(1, Math.floor(room / column + 1e-6));
   let from = 0;
   if (length > count) from = Math.max(0, Math.min(length - count, Math.round(scene.index - count * (scene.following ? 0.97 : 0.6))));
   return { gutter, column, from, to: Math.min(length, from + count), x: (index) => gutter + (index - from) * column, count };
@@ -85,7 +86,7 @@ export class Schedule {
       this.#absences(context, scene, one, y, lane, time, base);
     });
     timeAxis(context, scene, time, 0, bottom + BARS + 2, false);
-    for (let i = time.from; i < time.to; i++) this.#step(context, scene, trace.steps[i].info, time.x(i), rows, lane, time.column);
+    this.#shares(context, scene, rows, lane, time);
     lanes.forEach((one) => this.#marks(context, scene, one, rows.get(one.id), lane, time, base));
     this.#bars(context, scene, time, bottom + 2, width);
     timeAxis(context, scene, time, bottom + BARS + 2, bottom + BARS + 2, true);
@@ -94,7 +95,7 @@ export class Schedule {
     this.canvas.setAttribute("aria-label", `Schedule of ${lanes.length} sequences over steps ${time.from} to ${time.to - 1}. ${this.figure}.`);
   }
 
-  /** The lanes that have anything in sight, first come first; requests that have not started at the end. */
+  /** The lanes that have anything in sight, first come first; if these are too many, those that are there now. */
   #lanes(scene, time, base) {
     const found = [];
     for (const lane of scene.trace.lanes.values()) {
@@ -105,7 +106,10 @@ export class Schedule {
       const known = found.some((lane) => lane.request === request.id);
       if (!known) found.push({ id: `waiting:${request.id}`, name: scene.requestName(request.id), request: request.id, arrived, begin: Infinity, end: null, gaps: [] });
     }
-    return found.sort((a, b) => a.arrived - b.arrived || (a.id > b.id ? 1 : -1));
+    const now = base + Math.max(0, scene.index);
+    const here = (lane) => lane.arrived <= now && (lane.end ?? Infinity) >= now;
+    const shown = found.length > MOST ? found.filter(here) : found;
+    return shown.slice(0, MOST).sort((a, b) => a.arrived - b.arrived || (a.id > b.id ? 1 : -1));
   }
 
   /** Dotted while it waits, dashed in warning colour while it is preempted. */
@@ -143,35 +147,52 @@ export class Schedule {
     }
   }
 
-  #step(context, scene, info, x, rows, lane, column) {
-    const gap = column >= 6 ? 1 : 0;
+  /** What each sequence got in each step. Steps that look alike are drawn as one where there is no gap between them. */
+  #shares(context, scene, rows, lane, time) {
+    const { colors, trace } = scene;
+    const column = time.column;
+    const gap = column >= 6 && lane >= 6 ? 1 : 0;
     const pad = lane >= 8 ? 2 : lane >= 4 ? 1 : 0;
-    for (const share of info.shares) {
-      const y = rows.get(share.id);
-      if (y === undefined) continue;
-      const color = scene.colorOf(share.id);
-      const dim = scene.active !== null && scene.active !== share.id;
-      context.globalAlpha = dim ? 0.3 : 1;
-      context.fillStyle = color;
-      const height = lane - 2 * pad;
-      if (share.kind === "decode") {
-        const inset = lane >= 8 ? height * 0.22 : 0;
-        context.fillRect(x, y + pad + inset, column - gap, height - 2 * inset);
-        if (share.drafts && lane >= 6) {
-          const part = (height - 2 * inset) * (share.accepted / share.drafts);
-          context.fillStyle = scene.colors.warn;
-          context.fillRect(x, y + pad + height - 3, column - gap, 3);
-          context.fillStyle = scene.colors.good;
-          context.fillRect(x, y + pad + height - 3, (column - gap) * (share.accepted / share.drafts), part ? 3 : 0);
-        }
-      } else {
-        context.fillRect(x, y + pad, column - gap, height);
+    const height = lane - 2 * pad;
+    const inset = lane >= 8 ? height * 0.22 : 0;
+    const runs = new Map(); // sequence -> [kind, first step, step behind the last]
+    const flush = (id, [kind, from, to]) => {
+      const y = rows.get(id) + pad;
+      const x = time.x(from);
+      const width = (to - from) * column - gap;
+      context.globalAlpha = scene.active !== null && scene.active !== id ? 0.3 : 1;
+      context.fillStyle = scene.colorOf(id);
+      if (kind === "decode") context.fillRect(x, y + inset, width, height - 2 * inset);
+      else {
+        context.fillRect(x, y, width, height);
         context.globalAlpha *= 0.55;
-        context.fillStyle = scene.colors.ink;
-        context.fillRect(x, y + pad, column - gap, height);
+        context.fillStyle = colors.ink;
+        context.fillRect(x, y, width, height);
+      }
+    };
+    for (let i = time.from; i < time.to; i++) {
+      for (const share of trace.steps[i].info.shares) {
+        if (!rows.has(share.id)) continue;
+        const kind = share.kind === "decode" ? "decode" : "prompt";
+        const run = runs.get(share.id);
+        if (run && run[0] === kind && run[2] === i && !gap) { run[2] = i + 1; continue; }
+        if (run) flush(share.id, run);
+        runs.set(share.id, [kind, i, i + 1]);
       }
     }
+    for (const [id, run] of runs) flush(id, run);
     context.globalAlpha = 1;
+    if (lane < 6 || !trace.tried.length) return;
+    for (let i = time.from; i < time.to; i++) {
+      for (const share of trace.steps[i].info.shares) {
+        if (!share.drafts || !rows.has(share.id)) continue;
+        const y = rows.get(share.id) + pad + height - 3;
+        context.fillStyle = colors.warn;
+        context.fillRect(time.x(i), y, column - gap, 3);
+        context.fillStyle = colors.good;
+        context.fillRect(time.x(i), y, (column - gap) * (share.accepted / share.drafts), 3);
+      }
+    }
   }
 
   /** Tokens per step: of prompts, of decodes, and drafts that were rejected. */

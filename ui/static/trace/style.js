@@ -30,7 +30,7 @@ input[type=range] { flex: 1; min-width: 60px; accent-color: var(--accent); heigh
 .status.live::before { background: var(--good); }
 .status.waiting::before, .status.refused::before, .status.problem::before { background: var(--warn); }
 .status.problem, .status.refused { color: var(--ink); }
-.says { margin: 10px 0 12px; font-size: 15px; line-height: 1.4; min-height: 1.4em; text-wrap: pretty; }
+.says { margin: 12px 0 0; font-size: 15px; line-height: 1.4; min-height: 1.4em; text-wrap: pretty; }
 .views { display: grid; grid-template-columns: minmax(0, 1fr); gap: 12px; position: relative; }
 .view { background: var(--card); border: 1px solid var(--line); border-radius: var(--radius); padding: 10px 12px 12px; min-width: 0; }
 .view header { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 2px 12px; margin-bottom: 8px; }
@@ -42,17 +42,17 @@ input[type=range] { flex: 1; min-width: 60px; accent-color: var(--accent); heigh
 .rows .spacer { position: relative; }
 .rows canvas { position: sticky; top: 0; }
 .arrows { position: absolute; inset: 0; width: 100%; height: 100%; pointer-events: none; overflow: visible; }
-.arrows path { fill: none; stroke-width: 1.4; opacity: .8; }
+.arrows g path { fill: none; stroke-width: 1.5; opacity: .6; }
 .legend { display: flex; flex-wrap: wrap; gap: 6px 16px; margin: 12px 0 0; padding: 0; list-style: none; color: var(--muted); font-size: 12px; }
 .legend li { display: inline-flex; align-items: center; gap: 6px; }
 .swatch { width: 14px; height: 14px; border-radius: 3px; flex: none; }
-.about { color: var(--muted); font-size: 12px; min-height: 1.45em; }
+.about { color: var(--muted); min-height: 1.45em; margin: 2px 0 10px; text-wrap: pretty; }
 .empty { padding: 40px 16px; text-align: center; color: var(--muted); }
 .unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
 @container (min-width: 860px) {
   .views { grid-template-columns: repeat(12, minmax(0, 1fr)); }
   .view { grid-column: span 12; }
-  .blocks { grid-column: span 6; } .tables { grid-column: span 6; }
+  .blocks { grid-column: span 7; order: -1; } .tables { grid-column: span 5; order: -2; }
   .prefix { grid-column: span 7; } .speculation-view { grid-column: span 5; }
   .alone { grid-column: span 12 !important; }
 }

@@ -153,7 +153,7 @@ export class BlockTables {
       context.lineWidth = 3.5;
       context.strokeStyle = color;
       if (occupancy.refs[blocks[i]] > 1) context.strokeText(blocks[i], x, y + ROW / 2 + 0.5);
-      context.fillStyle = used * 2 > scene.trace.blockSize ? colors.onColor : colors.ink;
+      context.fillStyle = occupancy.refs[blocks[i]] > 1 || used * 2 > scene.trace.blockSize ? colors.onColor : colors.ink;
       context.fillText(blocks[i], x, y + ROW / 2 + 0.5);
     }
   }
