@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from html import escape
 from importlib import resources
 from typing import Any
 
@@ -10,9 +11,14 @@ import gradio as gr
 import uvicorn
 from fastapi import FastAPI
 
+from quire.ui import component
 from quire.ui.chat import build_chat
 from quire.ui.client import Client, ServerError
+from quire.ui.compare import build_compare
+from quire.ui.inspector import build_inspector
+from quire.ui.lab import build_lab
 from quire.ui.shared import Page, target
+from quire.ui.traces import routes
 
 TITLE = "quire playground"
 # Fonts of the reader's own system: a page that works offline can ask nobody for others.
@@ -34,8 +40,15 @@ def build_page(client: Client, meanings: Mapping[str, str]) -> gr.Blocks:
                 info="kept in this browser tab until you close it, and sent to the server only",
             )  # fmt: skip
         page = Page(client, key, model, meanings)
-        with gr.Tabs(elem_id="tabs"), gr.Tab("Chat", id="chat"):
-            build_chat(page)
+        with gr.Tabs(elem_id="tabs"):
+            with gr.Tab("Chat", id="chat"):
+                build_chat(page)
+            with gr.Tab("Compare", id="compare"):
+                build_compare(page)
+            with gr.Tab("Inspector", id="inspector-tab"):
+                build_inspector(page)
+            with gr.Tab("Lab", id="lab-tab"):
+                build_lab(page)
 
         async def look(api_key: str, chosen: str | None) -> dict[Any, Any]:
             """Ask every server what it serves; also the sign of life that is repeated every few seconds."""
@@ -75,8 +88,6 @@ def build_page(client: Client, meanings: Mapping[str, str]) -> gr.Blocks:
 
 def status_html(lines: Sequence[tuple[bool, str]]) -> str:
     """A line for each server: whether it answers, and what it says of itself."""
-    from html import escape
-
     return "".join(
         f'<p class="{"up" if up else "down"}" role="status"><b aria-hidden="true">{"●" if up else "○"}</b> '
         f"{escape(text)}</p>"
@@ -86,7 +97,9 @@ def status_html(lines: Sequence[tuple[bool, str]]) -> str:
 
 def mount(app: FastAPI, path: str, urls: Sequence[str], meanings: Mapping[str, str]) -> FastAPI:
     """Put the page at ``path`` of ``app``, in front of the servers at ``urls``."""
-    blocks = build_page(Client(urls), meanings)
+    client = Client(urls)
+    blocks = build_page(client, meanings)
+    app.include_router(routes(client), prefix=path.rstrip("/"))  # before the page, which takes every other address
     blocks.queue(default_concurrency_limit=None)
     return gr.mount_gradio_app(
         app,
@@ -94,7 +107,7 @@ def mount(app: FastAPI, path: str, urls: Sequence[str], meanings: Mapping[str, s
         path=path,
         theme=gr.themes.Base(primary_hue="teal", neutral_hue="slate", font=SANS, font_mono=MONO),
         css=static("page.css"),
-        head=f"<script>{static('page.js')}</script>",
+        head=f"<script>{component()}</script>\n<script>{static('page.js')}</script>",
         footer_links=[],
         run_history=False,  # it would keep what was typed, keys included, beyond the session
         ssr_mode=False,

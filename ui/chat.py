@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 import gradio as gr
 
 from quire.ui import share
-from quire.ui.client import Answer, ServerError
-from quire.ui.conversation import Turn, answered, bubbles, messages, said, tokens
+from quire.ui.client import Answer, ServerError, until
+from quire.ui.conversation import Turn, answered, log_html, messages, said, tokens
 from quire.ui.examples import EXAMPLES, Example
 from quire.ui.parameters import ENGINE, FIRST, MORE, controls_of, fields, json_value
 from quire.ui.shared import Page, facts, problem, split_target
@@ -27,17 +28,13 @@ FORMS = {  # what the answer may look like -> the field of structured_outputs
 CONTROLS = (*FIRST, *MORE, *ENGINE)
 EVERY = 0.08  # seconds between two updates of a streaming page: fluent for the eye, light for the wire
 TOKENS_EVERY = 0.5
-PLACEHOLDER = "Ask something, or try one of the examples below. Everything stays between this page and your server."
 
 
 def build_chat(page: Page) -> None:
     """Lay the tab out and connect it."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=6, min_width=320):
-            chatbot = gr.Chatbot(
-                label="Conversation", height="56vh", editable="user", render_markdown=False, sanitize_html=True,
-                buttons=["copy"], placeholder=PLACEHOLDER, elem_id="conversation", group_consecutive_messages=False,
-            )  # fmt: skip
+            log = gr.HTML(log_html([], running=False), elem_id="conversation", autoscroll=True, padding=False)
             status = gr.HTML(elem_id="chat-status", padding=False)
             with gr.Row(elem_classes="composer"):
                 prompt = gr.Textbox(
@@ -54,8 +51,8 @@ def build_chat(page: Page) -> None:
                 clear = gr.Button("New conversation", size="sm", min_width=60, elem_id="clear")
                 save_json = gr.Button("Save as JSON", size="sm", min_width=60, elem_id="save-json")
                 save_markdown = gr.Button("Save as Markdown", size="sm", min_width=60, elem_id="save-markdown")
-        with gr.Column(scale=5, min_width=320), gr.Tabs():
-            with gr.Tab("Settings"):
+        with gr.Column(scale=5, min_width=320), gr.Tabs() as sides:
+            with gr.Tab("Settings", id="settings"):
                 system = gr.Textbox("", label="System prompt", lines=2, elem_id="system")
                 first = controls_of(page.meanings, FIRST)
                 with gr.Accordion("More parameters", open=False), gr.Row(elem_classes="grid"):
@@ -73,26 +70,30 @@ def build_chat(page: Page) -> None:
                     )  # fmt: skip
                     tool_choice = gr.Dropdown(["auto", "required", "none"], value="auto", label="tool_choice")
                 look = gr.Checkbox(True, label="Record tokens", info="asks for logprobs, which the Tokens view shows")
-            with gr.Tab("Tokens"):
+            with gr.Tab("Tokens", id="tokens"):
                 token_view = gr.HTML(tokens_html([]), elem_id="tokens", padding=False)
-            with gr.Tab("Request"):
-                gr.Markdown("What the last message sent, for your own programs.")
-                curl = gr.Code(label="curl", language="shell", interactive=False, wrap_lines=True, elem_id="curl")
-                python = gr.Code(
-                    label="Python, with the openai SDK", language="python", interactive=False, elem_id="python"
+            with gr.Tab("Request", id="request"):
+                code = gr.HTML(
+                    '<p class="hint">What the last message sent will be here.</p>', elem_id="code", padding=False
                 )
 
-    turns, busy = gr.State([]), gr.State(False)
-    saved = gr.JSON(visible="hidden")
+    # ``running`` is what stops the answer under way: an asyncio.Event, or None. Whoever streams an answer is the only
+    # one to write to the page meanwhile, and ends by itself when the event is set; one that is cancelled from outside
+    # (Gradio's ``cancels``) may still have an update on its way.
+    turns, running = gr.State([]), gr.State(None)
+    saved, action = gr.JSON(visible="hidden"), gr.JSON(visible="hidden")
+    act = gr.Button("Act", visible="hidden", elem_id="act")  # page.js clicks it for the buttons in the conversation
     controls = [*first, *rest]
     settings = {page.key, page.model, system, form, definition, tools, tool_choice, look, *controls}
-    shown = [turns, busy, chatbot, token_view, status, stop]
-    everything = [*shown, curl, python]
+    shown = [turns, running, log, token_view, status, stop]
+    everything = [*shown, code]
 
-    def view(conversation: list[Turn], note: str, *, running: bool) -> dict[Any, Any]:
+    def view(conversation: list[Turn], note: str, stopper: asyncio.Event | None = None) -> dict[Any, Any]:
+        """The page with this conversation; with a stopper an answer is under way."""
+        busy = stopper is not None
         return {
-            turns: conversation, busy: running, chatbot: bubbles(conversation)[0], status: note,
-            stop: gr.update(interactive=running),
+            turns: conversation, running: stopper, log: log_html(conversation, running=busy), status: note,
+            stop: gr.update(interactive=busy),
         }  # fmt: skip
 
     def request(values: dict[Any, Any], conversation: list[Turn], model: str | None) -> dict[str, Any]:
@@ -115,39 +116,43 @@ def build_chat(page: Page) -> None:
         try:
             body = request(values, conversation, model)
         except ValueError as error:
-            yield view(conversation, problem(str(error)), running=False)
+            yield view(conversation, problem(str(error)))
             return
         keyed = bool(values[page.key])
-        code = {curl: share.as_curl(url, body, keyed=keyed), python: share.as_python(url, body, keyed=keyed)}
-        yield view(conversation, facts({"first token": "…"}), running=True) | code
+        sources = share.code_html("curl", share.as_curl(url, body, keyed=keyed))
+        sources += share.code_html("Python, with the openai SDK", share.as_python(url, body, keyed=keyed))
+        stopper = asyncio.Event()
+        yield view(conversation, facts({"first token": "…"}), stopper) | {code: sources}
         so_far, note, reason = Answer(), "", None
         painted = tokens_painted = 0.0
         try:
-            async for so_far in page.client.chat(url, body, values[page.key]):
+            async for so_far in until(stopper, page.client.chat(url, body, values[page.key])):
                 now = time.perf_counter()
                 if so_far.first is None or now - painted < EVERY:
                     continue
                 painted, new = now, [*conversation, answered(so_far)]
-                update = view(new, facts(new[-1]["measured"]), running=True)
+                update = view(new, facts(new[-1]["measured"]), stopper)
                 if now - tokens_painted > TOKENS_EVERY:
                     tokens_painted = now
                     update[token_view] = tokens_html(tokens(new[-1]))
                 yield update
         except ServerError as error:
             note, reason = problem(str(error)), "broken off"
+        if stopper.is_set():
+            reason = "stopped"
         if so_far.first is not None or (so_far.choices and reason is None):
             conversation = [*conversation, answered(so_far, reason)]
             note = summary(conversation[-1]) + note
         last = conversation[-1]
-        yield view(conversation, note, running=False) | {token_view: tokens_html(tokens(last))}
+        yield view(conversation, note) | {token_view: tokens_html(tokens(last))}
 
     async def on_send(values: dict[Any, Any]) -> AsyncIterator[dict[Any, Any]]:
         text, conversation = values[prompt], values[turns]
-        if values[busy]:
+        if values[running]:
             gr.Info("An answer is under way: stop it first")
-            yield {busy: True}
+            yield {prompt: gr.skip()}
         elif not text.strip():
-            yield {busy: False}
+            yield {prompt: gr.skip()}
         else:
             yield {prompt: ""}
             async for update in answer(values, [*conversation, said(conversation, text)]):
@@ -158,38 +163,37 @@ def build_chat(page: Page) -> None:
         conversation = values[turns]
         while conversation and conversation[-1]["role"] == "assistant":
             conversation = conversation[:-1]
-        if values[busy] or not conversation:
-            yield {busy: values[busy]}
+        if values[running] or not conversation:
+            yield {log: gr.skip()}
             return
         async for update in answer(values, conversation):
             yield update
 
-    async def on_retry(values: dict[Any, Any], event: gr.RetryData) -> AsyncIterator[dict[Any, Any]]:
-        """The button at a message: answer that one again, and forget what came after it."""
-        conversation, place = values[turns], bubbles(values[turns])[1][int(str(event.index))]
-        async for update in on_again(values | {turns: conversation[: place + 1]}):
-            yield update
+    async def on_action(values: dict[Any, Any]) -> AsyncIterator[dict[Any, Any]]:
+        """A button in the conversation: look at a turn's tokens, answer again, or say something else in its place."""
+        conversation, wanted = values[turns], values[action]
+        place = int(wanted["turn"])
+        if wanted["do"] == "tokens":
+            yield {token_view: tokens_html(tokens(conversation[place])), sides: gr.update(selected="tokens")}
+        elif values[running]:
+            yield {log: gr.skip()}
+        elif wanted["do"] == "regenerate":
+            async for update in on_again(values | {turns: conversation[: place + 1]}):
+                yield update
+        else:  # what came after an edited message is forgotten
+            changed = conversation[place] | {"content": str(wanted["text"])}
+            async for update in answer(values, [*conversation[:place], changed]):
+                yield update
 
-    async def on_edit(values: dict[Any, Any], event: gr.EditData) -> AsyncIterator[dict[Any, Any]]:
-        """Something said was changed: what came after it is forgotten, and it is answered anew."""
-        conversation, place = values[turns], bubbles(values[turns])[1][int(str(event.index))]
-        changed = conversation[place] | {"content": str(event.value)}
-        if values[busy]:
-            yield view(conversation, "", running=True)
-            return
-        async for update in answer(values, [*conversation[:place], changed]):
-            yield update
+    async def on_stop(stopper: asyncio.Event | None) -> None:
+        if stopper is not None:
+            stopper.set()
 
-    def on_stop(conversation: list[Turn]) -> dict[Any, Any]:
-        note = ""
-        if conversation and conversation[-1]["role"] == "assistant":
-            conversation = [*conversation[:-1], conversation[-1] | {"finish_reason": "stopped"}]
-            note = summary(conversation[-1])
-        return view(conversation, note, running=False)
-
-    def on_select(conversation: list[Turn], event: gr.SelectData) -> str:
-        place = bubbles(conversation)[1][int(str(event.index))]
-        return tokens_html(tokens(conversation[place]))
+    def on_clear(stopper: asyncio.Event | None) -> dict[Any, Any]:
+        if stopper is not None:
+            gr.Info("An answer is under way: stop it first")
+            return {log: gr.skip()}
+        return view([], "") | {token_view: tokens_html([])}
 
     def on_example(example: Example) -> list[Any]:
         return [example.prompt, example.temperature, example.form, example.definition, example.tools]
@@ -208,16 +212,14 @@ def build_chat(page: Page) -> None:
         return {"name": "conversation.json", "text": share.as_json(whole)}
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
-    asked = settings | {prompt, turns, busy}
-    runs = [
-        gr.on([send.click, prompt.submit], on_send, asked, [prompt, *everything], **quiet),
-        again.click(on_again, asked, everything, **quiet),
-        chatbot.retry(on_retry, asked, everything, **quiet),
-        chatbot.edit(on_edit, asked, everything, **quiet),
-    ]
-    stop.click(on_stop, turns, shown, cancels=runs, **quiet)
-    clear.click(lambda: view([], "", running=False) | {token_view: tokens_html([])}, None, shown, cancels=runs, **quiet)
-    chatbot.select(on_select, turns, token_view, **quiet)
+    asked = settings | {prompt, turns, running}
+    gr.on([send.click, prompt.submit], on_send, asked, [prompt, *everything], **quiet)
+    again.click(on_again, asked, everything, **quiet)
+    act.click(None, None, action, js="() => quirePage.action").then(
+        on_action, asked | {action}, [*everything, sides], **quiet
+    )
+    stop.click(on_stop, running, None, **quiet)
+    clear.click(on_clear, running, shown, **quiet)
     temperature = first[0]
     for chip, example in zip(chips, EXAMPLES):
         filled = [prompt, temperature, form, definition, tools]

@@ -5,14 +5,18 @@ Times are taken here, where the bytes arrive, so they include HTTP and are what 
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+
+from quire.ui.scenarios import Call, Scenario, play
 
 Body = dict[str, Any]
 
@@ -30,11 +34,16 @@ class ServerError(Exception):
 
 @dataclass
 class Token:
-    """One token of an answer: its text, its log-probability, and the likeliest ones at its place as (text, logprob)."""
+    """One token of an answer.
+
+    top      the likeliest ones at its place, as (text, logprob)
+    drafted  speculative decoding had guessed it, and the model agreed
+    """
 
     text: str
     logprob: float
     top: list[tuple[str, float]] = field(default_factory=list)
+    drafted: bool = False
 
 
 @dataclass
@@ -77,6 +86,15 @@ class Answer:
         return int((self.usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0))
 
     @property
+    def accepted(self) -> int:
+        """Drafts of speculative decoding that the model agreed with."""
+        return int((self.usage.get("completion_tokens_details") or {}).get("accepted_prediction_tokens", 0))
+
+    @property
+    def rejected(self) -> int:
+        return int((self.usage.get("completion_tokens_details") or {}).get("rejected_prediction_tokens", 0))
+
+    @property
     def ttft(self) -> float | None:
         """Seconds to the first token."""
         return None if self.first is None else self.first - self.began
@@ -117,7 +135,7 @@ def read_choice(choice: Choice, part: Body, new: Body) -> bool:
     listed = (part.get("logprobs") or {}).get("content") or ()
     for entry in listed:
         top = [(other["token"], other["logprob"]) for other in entry["top_logprobs"]]
-        choice.tokens.append(Token(entry["token"], entry["logprob"], top))
+        choice.tokens.append(Token(entry["token"], entry["logprob"], top, bool(entry.get("drafted"))))
     choice.finish_reason = part.get("finish_reason") or choice.finish_reason
     return bool(listed or new.get("content") or new.get("reasoning_content") or new.get("tool_calls"))
 
@@ -136,23 +154,7 @@ class Client:
         """What is served there: OpenAI's model objects."""
         return list((await self._json("GET", url, "/v1/models", key))["data"])
 
-    async def post(self, url: str, path: str, body: Body, key: str) -> Body:
-        """A request that is answered at once."""
-        return await self._json("POST", url, path, key, body)
-
-    async def metrics(self, url: str, key: str) -> dict[str, float]:
-        """The server's counters and gauges by their names in docs/metrics.md, labels left out, values added up."""
-        async with self._request("GET", url, "/metrics", key) as response:
-            text = (await response.aread()).decode()
-        found: dict[str, float] = {}
-        for line in text.splitlines():
-            if line.startswith("quire:"):
-                name, _, value = line.rpartition(" ")
-                name = name.partition("{")[0]
-                found[name] = found.get(name, 0.0) + float(value)
-        return found
-
-    async def chat(self, url: str, body: Body, key: str) -> AsyncIterator[Answer]:
+    async def chat(self, url: str, body: Body, key: str) -> AsyncGenerator[Answer, None]:
         """Send a chat and yield its answer, the same object each time, whenever something is new.
 
         Closing the iterator closes the connection, and the server drops the request. Raises ServerError; what had come
@@ -177,6 +179,32 @@ class Client:
                     yield answer
             raise ServerError("The server ended the stream in the middle of the answer")
 
+    async def trace(self, url: str, key: str) -> AsyncIterator[bytes]:
+        """The bytes of a server's /trace, as they come."""
+        async with self._request("GET", url, "/trace", key) as response:
+            async for chunk in response.aiter_raw():
+                yield chunk
+
+    async def pool(self, url: str, key: str) -> tuple[int, int]:
+        """How many KV blocks the server has, and of how many tokens."""
+        async with self._request("GET", url, "/metrics", key) as response:
+            info = re.search(r"^quire:cache_config_info\{(.*)\}", (await response.aread()).decode(), re.M)
+        labels = dict(re.findall(r'(\w+)="(\d+)"', info[1] if info else ""))
+        return int(labels.get("num_blocks", 0)), int(labels.get("block_size", 0))
+
+    async def play(self, url: str, scenario: Scenario, key: str) -> list[tuple[str, str]]:
+        """Play a scenario; (question, answer) of each of its requests. An answer may be an error in words."""
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        limits = httpx.Limits(max_connections=None)
+        try:
+            async with httpx.AsyncClient(base_url=url, headers=headers, timeout=None, limits=limits) as http:
+                responses = await play(scenario, http)
+        except httpx.ConnectError:
+            raise ServerError(f"No server answers at {url}. Start it with: quire serve --enable-trace") from None
+        except httpx.HTTPError:
+            raise ServerError(f"The connection to {url} broke off. Is the server still running?") from None
+        return [said(call, url, response) for call, response in zip(scenario.calls, responses)]
+
     async def _json(self, method: str, url: str, path: str, key: str, body: Body | None = None) -> Body:
         async with self._request(method, url, path, key, body) as response:
             return dict(json.loads(await response.aread()))
@@ -197,6 +225,14 @@ class Client:
             raise ServerError(f"The connection to {url} broke off. Is the server still running?") from None
 
 
+def said(call: Call, url: str, response: httpx.Response) -> tuple[str, str]:
+    """The last message of a request, and the answers to it, or why there are none."""
+    question = call.body["messages"][-1]["content"]
+    if response.is_error:
+        return question, str(refusal(url, response.status_code, response.content))
+    return question, "\n".join(choice["message"]["content"] or "" for choice in response.json()["choices"])
+
+
 def refusal(url: str, status: int, body: bytes) -> ServerError:
     """What the server said, when it refused."""
     try:
@@ -206,3 +242,23 @@ def refusal(url: str, status: int, body: bytes) -> ServerError:
     if status == 401:
         return ServerError(f"{url} wants an API key: {message}", needs_key=True)
     return ServerError(f"{url} answers {status}: {message}")
+
+
+async def until(stop: asyncio.Event, stream: AsyncGenerator[Answer, None]) -> AsyncIterator[Answer]:
+    """The stream until ``stop`` is set, also where it waits for its first token; then it is closed."""
+    stopped = asyncio.ensure_future(stop.wait())
+    try:
+        while True:
+            following = asyncio.ensure_future(anext(stream))
+            await asyncio.wait({following, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if stopped.done():
+                following.cancel()
+                await asyncio.wait({following})
+                return
+            try:
+                yield following.result()
+            except StopAsyncIteration:
+                return
+    finally:
+        stopped.cancel()
+        await stream.aclose()

@@ -12,12 +12,15 @@ A turn is a dict, so that it can be exported as it is: ``role`` and ``content``,
 from __future__ import annotations
 
 from dataclasses import asdict
+from html import escape
 from typing import Any
 
 from quire.ui.client import Answer, Token
 from quire.ui.shared import measured
 
 Turn = dict[str, Any]
+
+NOTHING_SAID = "Ask something, or try one of the examples below. It stays between this page and your server."
 
 
 def messages(turns: list[Turn], system: str) -> list[dict[str, Any]]:
@@ -63,26 +66,40 @@ def tokens(turn: Turn) -> list[Token]:
     return [Token(**token) for token in turn.get("tokens", ())]
 
 
-def bubbles(turns: list[Turn]) -> tuple[list[dict[str, Any]], list[int]]:
-    """What ``gr.Chatbot`` shows, and for each of its messages which turn it is of."""
-    shown: list[dict[str, Any]] = []
-    places: list[int] = []
+NAMES = {"user": "You", "assistant": "Model", "tool": "The tool's result"}
 
-    def show(index: int, role: str, content: str, title: str | None = None) -> None:
-        shown.append({"role": role, "content": content} | ({"metadata": {"title": title}} if title else {}))
-        places.append(index)
 
-    for i, turn in enumerate(turns):
-        if turn["role"] == "tool":
-            show(i, "user", f"The tool's result: {turn['content']}")
-            continue
-        if turn.get("reasoning"):
-            show(i, "assistant", turn["reasoning"], "Reasoning")
-        if turn["content"] or not turn.get("tool_calls"):
-            show(i, turn["role"], turn["content"])
-        for call in turn.get("tool_calls", ()):
-            function = call["function"]
-            show(i, "assistant", function["arguments"], f"Calls {function['name']}")
-        for number, other in enumerate(turn.get("others", ()), 2):
-            show(i, "assistant", other, f"Answer {number}")
-    return shown, places
+def log_html(turns: list[Turn], *, running: bool) -> str:
+    """The conversation for the page. Whatever was said is escaped: it is shown as it is, and never becomes markup.
+
+    Buttons have a ``data-do``; page.js turns a click into {"do", "turn", "text"}, which chat.py handles.
+    """
+    if not turns:
+        return f'<p class="hint nothing">{NOTHING_SAID}</p>'
+    shown = "".join(turn_html(i, turn, running=running) for i, turn in enumerate(turns))
+    waiting = '<p class="hint" aria-hidden="true">…</p>' if running and turns[-1]["role"] != "assistant" else ""
+    return f'<div role="log" aria-label="Conversation" aria-busy="{str(running).lower()}">{shown}{waiting}</div>'
+
+
+def turn_html(index: int, turn: Turn, *, running: bool) -> str:
+    """One turn: who, what, and what can be done with it."""
+    role = turn["role"]
+    parts = [folded("Reasoning", turn["reasoning"])] if turn.get("reasoning") else []
+    if turn["content"] or not turn.get("tool_calls"):
+        parts.append(f'<p class="said">{escape(turn["content"])}</p>')
+    for call in turn.get("tool_calls", ()):
+        function = call["function"]
+        parts.append(f'<p class="call">calls <b>{escape(function["name"])}</b> {escape(function["arguments"])}</p>')
+    parts += [folded(f"Answer {number}", other) for number, other in enumerate(turn.get("others", ()), 2)]
+    actions = {"user": ("Copy", "Edit"), "tool": ("Copy", "Edit"), "assistant": ("Copy", "Tokens", "Regenerate")}[role]
+    buttons = "" if running else "".join(
+        f'<button type="button" data-do="{name.lower()}" data-turn="{index}">{name}</button>' for name in actions
+    )  # fmt: skip
+    return (
+        f'<article class="turn {role}" aria-label="{escape(NAMES[role])}"><h3>{escape(NAMES[role])}</h3>'
+        f"{''.join(parts)}<footer>{buttons}</footer></article>"
+    )
+
+
+def folded(title: str, text: str) -> str:
+    return f'<details open><summary>{title}</summary><p class="said">{escape(text)}</p></details>'

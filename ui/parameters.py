@@ -57,6 +57,7 @@ MORE = (
     Control("skip_special_tokens", "check", True),
 )
 ENGINE = (
+    Control("speculative", "check", True),
     Control("cache_salt", "text", meaning="keeps its blocks apart in the prefix cache"),
     Control("priority", "integer", meaning="lower runs first, on a server with --scheduling-policy priority"),
 )
@@ -67,14 +68,15 @@ def component(control: Control, meaning: str) -> gr.components.Component:
     """The control on the page, with its explanation."""
     hint = HINTS.get(control.kind)
     info = f"{meaning or control.meaning}{f' ({hint})' if hint else ''}"
+    common: dict[str, Any] = {"label": control.name, "info": info, "elem_classes": f"set-{control.name}"}
     if control.kind == "slider":
         assert control.limits is not None
         least, most, step = control.limits
-        return gr.Slider(least, most, value=control.default, step=step, label=control.name, info=info)
+        return gr.Slider(least, most, value=control.default, step=step, **common)
     if control.kind == "check":
-        return gr.Checkbox(control.default, label=control.name, info=info)
+        return gr.Checkbox(control.default, **common)
     # Numbers too: a field for numbers cannot be empty in Gradio, and empty is what most of them should be.
-    return gr.Textbox("", label=control.name, info=info, lines=2 if control.kind == "lines" else 1, min_width=150)
+    return gr.Textbox("", lines=2 if control.kind == "lines" else 1, min_width=150, **common)
 
 
 def fields(controls: Sequence[Control], values: Sequence[Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
+from html import escape
 from pprint import pformat
 from typing import Any
 
@@ -71,3 +72,12 @@ def fenced(text: str) -> str:
         longest = max(longest, run)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{text}\n{fence}"
+
+
+def code_html(title: str, source: str) -> str:
+    """Source code on the page, with a button that copies it."""
+    return (
+        f'<section class="source" aria-label="{escape(title)}"><header><h3>{escape(title)}</h3>'
+        '<button type="button" data-do="copy">Copy</button></header>'
+        f'<pre class="said" tabindex="0">{escape(source)}</pre></section>'
+    )

@@ -54,12 +54,15 @@ def problem(text: str) -> str:
 def measured(answer: Answer) -> dict[str, str]:
     """Counts and times of an answer, for people."""
     cached = f" ({answer.cached_tokens:,} cached)" if answer.cached_tokens else ""
-    return {
+    found = {
         "first token": seconds(answer.ttft),
         "speed": "–" if answer.rate is None else f"{answer.rate:,.0f} tokens/s",
         "prompt": f"{answer.prompt_tokens:,} tokens{cached}",
         "answer": f"{answer.completion_tokens:,} tokens",
     }
+    if answer.accepted + answer.rejected:
+        found["drafts"] = f"{answer.accepted:,} of {answer.accepted + answer.rejected:,} accepted"
+    return found
 
 
 def seconds(value: float | None) -> str:

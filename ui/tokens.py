@@ -16,7 +16,8 @@ VISIBLE = {"\n": "⏎", "\t": "⇥", "\r": "␍"}  # what would leave no mark
 
 LEGEND = (
     '<p class="legend"><span class="tok p0">likely</span> <span class="tok p2">less so</span> '
-    '<span class="tok p4">unlikely</span> · hover, tap, or Tab and arrow keys for the alternatives</p>'
+    '<span class="tok p4">unlikely</span> <span class="tok drafted">drafted</span> '
+    "· hover, tap, or Tab and arrow keys for the alternatives</p>"
 )
 NOTHING = '<p class="hint">Send a message: its tokens will be here, shaded by how likely the model thought them.</p>'
 
@@ -32,7 +33,7 @@ def tokens_html(tokens: Sequence[Token]) -> str:
 def token_span(token: Token, *, first: bool) -> str:
     """One token with its panel. Only the first is a tab stop; arrow keys lead to the others (page.js)."""
     probability = math.exp(min(token.logprob, 0.0))
-    label = f"{shown(token.text)}, {percent(probability)}"
+    label = f"{shown(token.text)}, {percent(probability)}" + ", an accepted draft" * token.drafted
     rows = "".join(
         f'<tr class="{"chosen" if text == token.text else ""}"><td><code>{escape(shown(text))}</code></td>'
         f'<td>{percent(p)}</td><td><i style="width:{100 * p:.1f}%"></i></td></tr>'
@@ -44,9 +45,10 @@ def token_span(token: Token, *, first: bool) -> str:
             f'<td><i style="width:{100 * probability:.1f}%"></i></td></tr>'
         )
     breaks = "<br>" * token.text.count("\n")
+    kind = f"tok p{shade(probability)}" + " drafted" * token.drafted
     return (
-        f'<span class="tok p{shade(probability)}" tabindex="{0 if first else -1}" role="img" '
-        f'aria-label="{escape(label)}">{escape(shown(token.text, spaces=False))}'
+        f'<span class="{kind}" tabindex="{0 if first else -1}" role="img" aria-label="{escape(label)}">'
+        f"{escape(shown(token.text, spaces=False))}"
         f'<span class="alts" aria-hidden="true"><table>{rows}</table></span></span>{breaks}'
     )
 

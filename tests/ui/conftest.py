@@ -26,6 +26,8 @@ from quire.ui import static
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Locator, Page
 
+    from tests.server.conftest import LiveServer
+
 SCREENSHOTS = Path(__file__).parent / "screenshots"
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
@@ -118,9 +120,26 @@ def serve_page(*servers: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def playground(server) -> Iterator[str]:
-    """The playground in front of the server on the embedded model that all tests share."""
-    with serve_page(server.url) as url:
+def engine_server() -> Iterator[LiveServer]:
+    """The server that the playground of these tests is in front of: all six scenarios of the lab can be seen on it."""
+    from quire.reference.config import EngineConfig
+    from quire.server.config import ServerConfig
+    from tests.server.conftest import serve
+
+    engine = EngineConfig(
+        num_blocks=145,
+        max_num_batched_tokens=128,
+        scheduling_policy="priority",
+        speculative_config={"method": "ngram", "num_speculative_tokens": 4},
+    )
+    with serve(engine, server=ServerConfig(enable_trace=True, trace_text=True)) as live:
+        yield live
+
+
+@pytest.fixture(scope="session")
+def playground(engine_server: LiveServer) -> Iterator[str]:
+    """The address of a playground in front of it."""
+    with serve_page(engine_server.url) as url:
         yield url
 
 

@@ -8,7 +8,7 @@
 // Methods     load(text), connect(url, {headers}), disconnect(), push(line), play(), pause(), step(n), seek(i),
 //             exportPerfetto(), exportTrace()
 // Properties  position (of the step that is shown, from 0; -1 without any), length (in steps)
-// Events      quire-step    detail: {index, time, step, happened}; happened as in quire.ui.scenarios.MOMENTS
+// Events      quire-step    detail: {index, time, step, happened}; happened (since the last one, while it plays) as in quire.ui.scenarios.MOMENTS
 //             quire-status  detail: {state, text}; state: empty, loaded, connecting, live, waiting, refused, problem, closed
 //
 // No dependencies, and no network but src and live. What a trace says is put into the page as text only.
@@ -51,7 +51,7 @@ class QuireTrace extends HTMLElement {
   #played = 0; // when it last went a step on
   #flashed = 0; // when the step shown came into view
   #spoken = 0;
-  #told = -2; // the position that quire-step last told of
+  #told = -1; // the step that quire-step last told of, dropped ones counted
   #stop = null; // ends the stream
   #parts = null;
   #colors = null;
@@ -140,7 +140,7 @@ class QuireTrace extends HTMLElement {
       this.#following = true;
       this.#selected = null;
       this.#position = -1;
-      this.#told = -2;
+      this.#told = -1;
     }
     if (stepped && this.#trace.dropped > kept) this.#position = Math.max(0, this.#position - (this.#trace.dropped - kept));
     if (this.#following) this.#goto(this.length - 1);
@@ -172,6 +172,7 @@ class QuireTrace extends HTMLElement {
     if (!this.length) return;
     this.#playing = false;
     this.#goto(Math.max(0, Math.min(this.length - 1, Math.round(i))));
+    if (this.#told !== this.#trace.dropped + this.#position) this.#told = this.#trace.dropped + this.#position - 1; // a leap passes nothing
     this.#following = Boolean(this.#stop) && this.#position === this.length - 1;
     this.#buttons();
   }
@@ -187,7 +188,7 @@ class QuireTrace extends HTMLElement {
   #begin(trace) {
     this.#trace = trace;
     this.#position = -1;
-    this.#told = -2;
+    this.#told = -1;
     this.#selected = this.#hovered = null;
     this.#redraw();
   }
@@ -216,9 +217,14 @@ class QuireTrace extends HTMLElement {
   }
 
   #tell(step) {
-    if (!step || this.#told === step.line.plan.step) return;
-    this.#told = step.line.plan.step;
-    const detail = { index: this.#position, time: step.line.t, step: step.line.plan.step, happened: step.info.happened };
+    const { dropped, steps } = this.#trace;
+    const number = dropped + this.#position;
+    if (!step || this.#told === number) return;
+    // A picture may take longer than a step: what happened in the steps that were passed over is told too.
+    const first = this.#told < number ? Math.max(this.#told + 1 - dropped, 0) : this.#position;
+    const happened = [...new Set(steps.slice(first, this.#position + 1).flatMap((one) => one.info.happened))];
+    this.#told = number;
+    const detail = { index: this.#position, time: step.line.t, step: step.line.plan.step, happened };
     this.dispatchEvent(new CustomEvent("quire-step", { detail, bubbles: true, composed: true }));
   }
 
