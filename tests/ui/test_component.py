@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -11,6 +12,7 @@ from quire.reference.trace import read_trace
 from quire.reference.trace_chrome import to_chrome
 from quire.ui import component, static, trace
 from quire.ui.scenarios import SCENARIOS, scenario
+from tests.conftest import ROOT
 from tests.ui.conftest import PHONE, drawn, pages_at
 
 NAMES = [one.name for one in SCENARIOS]
@@ -303,6 +305,18 @@ def test_the_component_in_one_text_draws_in_an_iframe_of_its_own(show) -> None:
         .inner_text()
         .startswith(f"{len(recorded('prefix').steps)} / ")
     )
+
+
+def test_the_page_of_one_file_that_the_documentation_makes(open_context, tmp_path, monkeypatch) -> None:
+    text = (ROOT / "docs" / "trace.md").read_text("utf-8")
+    [source] = [block for block in re.findall(r"```python\n(.*?)```", text, flags=re.S) if "component" in block]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(source, "docs/trace.md", "exec"), {})
+    page = open_context().new_page()
+    page.goto((tmp_path / "trace.html").as_uri())
+    drawn(page)
+    assert page.locator("quire-trace .says").inner_text().startswith("Step ")
+    assert page.locator("quire-trace section:visible").count() == 5  # no drafts, no picture of them
 
 
 def test_a_stream_is_followed_until_one_looks_back(show) -> None:

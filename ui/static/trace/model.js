@@ -103,12 +103,14 @@ export class State {
 
   #step(line, info) {
     const { plan } = line;
+    const fresh = new Set(); // sequences that start for the first time
     const cachedBefore = info && plan.starts.length ? new Map(this.cache) : null;
     for (const row of plan.ends) this.rows.delete(row);
     for (const start of plan.starts) {
       const tokens = typeof start.token_ids === "number" ? start.token_ids : start.token_ids.length;
       let seq = this.seqs.get(start.seq_id);
       if (seq && seq.row < 0 && seq.status !== "waiting") info?.resumed.push(start.seq_id);
+      else fresh.add(start.seq_id);
       seq ??= this.#enter(start.seq_id, line.owners[start.seq_id] ?? "?", start.stream, start.prompt_len);
       Object.assign(seq, { row: start.row, status: "running", length: tokens });
       this.rows.set(start.row, start.seq_id);
@@ -140,9 +142,10 @@ export class State {
       const gained = line.result.tokens[i];
       seq.computed = s.start + s.n - (drafts - accepted);
       seq.length = Math.max(seq.length + (typeof gained === "number" ? gained : gained.length), seq.computed);
+      const hit = fresh.has(s.seq_id) && s.start > 0;
+      if (hit) seq.cached = s.start;
       if (info) {
-        if (plan.starts.some((start) => start.seq_id === s.seq_id) && s.start > 0 && !info.resumed.includes(s.seq_id)) {
-          seq.cached = s.start;
+        if (hit) {
           info.hits.push(s.seq_id);
           for (const block of this.tables.get(s.row) ?? []) if (cachedBefore.has(block)) info.hitBlocks.add(block);
         }
