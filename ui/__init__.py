@@ -7,6 +7,7 @@
 
     static/quire-trace.js   the custom element <quire-trace>; static/trace/ has its parts
     scenarios.py            load worth watching: requests, engine arguments, and the words for what happens
+    pairs.py                the same for the documentation: a load with an idea switched on, and off
     record.py               plays a scenario against a server and keeps what /trace says, as in traces/
     traces/                 a recorded trace of each scenario, from the real engine
 

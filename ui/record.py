@@ -1,9 +1,9 @@
 """Records the scenarios: ``python -m quire.ui.record [--out FOLDER] [NAME …]`` writes FOLDER/NAME.jsonl for each.
 
-For each scenario it starts a server of its own with the scenario's engine arguments, listens to /trace, plays the
-requests, and keeps what it heard until all is quiet again: the very lines of a real engine. They are made smaller, as
-the format allows: fields at their defaults are left out, times are rounded to microseconds, and requests, sequences and
-steps are numbered from 0.
+They are those of the Lab, and the pairs of the documentation (scenarios.py, pairs.py). For each it starts a server of
+its own with the scenario's engine arguments, listens to /trace, plays the requests, and keeps what it heard until all
+is quiet again: the very lines of a real engine. They are made smaller, as the format allows: fields at their defaults
+are left out, times are rounded to microseconds, and requests, sequences and steps are numbered from 0.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import Any
 import httpx
 
 from quire.ui import static
-from quire.ui.scenarios import SCENARIOS, Scenario, play, scenario
+from quire.ui.pairs import PAIRS
+from quire.ui.scenarios import SCENARIOS, Scenario, play
 
 Line = dict[str, Any]
 
@@ -143,14 +144,14 @@ def without_zeros(stats: Line) -> Line:
 
 
 def main() -> int:
-    names = [one.name for one in SCENARIOS]
+    scenarios = {one.name: one for one in (*SCENARIOS, *PAIRS)}
     parser = argparse.ArgumentParser(description="Record scenarios with the real engine")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; all without any")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(scenarios)}; all without any")
     parser.add_argument("--out", type=Path, default=static().with_name("traces"), metavar="FOLDER")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for name in arguments.names or names:
-        lines = smaller(asyncio.run(record(scenario(name))))
+    for name in arguments.names or scenarios:
+        lines = smaller(asyncio.run(record(scenarios[name])))
         text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
         (arguments.out / f"{name}.jsonl").write_text(text, encoding="utf-8")
         print(f"{name}: {sum(line['type'] == 'step' for line in lines)} steps, {len(text) // 1024} KiB")

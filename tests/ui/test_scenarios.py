@@ -7,6 +7,7 @@ import pytest
 
 from quire.reference.trace import read_trace
 from quire.ui import static, trace
+from quire.ui.pairs import PAIRS
 from quire.ui.record import flags
 from quire.ui.scenarios import MOMENTS, SCENARIOS, play, scenario
 
@@ -31,7 +32,7 @@ async def test_a_server_answers_its_requests(one, server) -> None:
     assert [response.status_code for response in responses] == [200] * len(one.calls), responses[0].text
 
 
-@pytest.mark.parametrize("one", SCENARIOS, ids=lambda one: one.name)
+@pytest.mark.parametrize("one", (*SCENARIOS, *PAIRS), ids=lambda one: one.name)
 def test_its_recorded_trace_is_small_and_complete(one) -> None:
     file = static().with_name("traces") / f"{one.name}.jsonl"
     assert file.stat().st_size < 128 << 10 and trace(one.name) == file.read_text("utf-8")
@@ -42,8 +43,13 @@ def test_its_recorded_trace_is_small_and_complete(one) -> None:
     assert read.steps[-1]["stats"]["num_running"] == 0
 
 
+def test_all_traces_have_a_scenario_of_their_own() -> None:
+    names = [one.name for one in (*SCENARIOS, *PAIRS)]
+    assert sorted(names) == sorted(file.stem for file in static().with_name("traces").glob("*.jsonl"))
+
+
 def test_there_is_no_trace_of_another_name() -> None:
-    with pytest.raises(KeyError, match="there are beam, chunked"):
+    with pytest.raises(KeyError, match="there are ahead, ahead_off"):
         trace("nonsense")
 
 
