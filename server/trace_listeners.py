@@ -21,6 +21,8 @@ MAX_LISTENERS = 64  # per API process
 MAX_LINES = 2000  # that a listener may leave unread,
 MAX_BYTES = 16 << 20  # and bytes of them
 
+STEP = b'{"type":"step"'  # how the line of a step begins
+
 encode = msgspec.json.Encoder().encode
 
 
@@ -33,7 +35,7 @@ class Listener:
         self._size = 0
         self._missed: int | None = None  # steps, since it fell behind
         self._behind = True  # until there is a state to begin with
-        self._asked = True
+        self._asked = True  # whoever made it does
         self._closed = False
         self._news = asyncio.Event()
 
@@ -93,9 +95,6 @@ class Listener:
         self._lines.append(line)
         self._size += len(line)
         self._news.set()
-
-
-STEP = b'{"type":"step"'
 
 
 class TraceListeners:

@@ -335,7 +335,7 @@ def test_a_long_stream_forgets_its_beginning_and_can_still_be_saved(show) -> Non
     kept, length, saved, same = page.evaluate(
         """async (text) => {
             const { Trace } = await import("/static/trace/model.js");
-            const [all, some] = [new Trace(), new Trace(16)];
+            const [all, some] = [new Trace(), new Trace(1e9, 300)];
             for (const line of text.trim().split("\\n")) { all.add(JSON.parse(line)); some.add(JSON.parse(line)); }
             const again = new Trace();
             again.load(some.lines().map((line) => JSON.stringify(line)).join("\\n"));

@@ -28,6 +28,7 @@ import { duration, sentence } from "./trace/words.js";
 
 const VIEWS = { blocks: BlockMap, tables: BlockTables, schedule: Schedule, usage: Usage, prefix: PrefixTree, speculation: Speculation };
 const LIVE_STEPS = 4096; // kept of a stream; a file is kept whole
+const LIVE_SHARES = 200_000; // and shares of sequences in them: about a hundred megabytes
 const SPEEDS = [2, 5, 10, 30, 60]; // steps per second
 const SPOKEN_EVERY = 2500; // milliseconds between sentences for screen readers while it plays
 const FLASH = 700; // milliseconds
@@ -70,6 +71,7 @@ class QuireTrace extends HTMLElement {
     this.#resize.observe(this.#parts.views);
     this.#restyle();
     this.#show();
+    if (this.getAttribute("live") && !this.#stop) this.connect(this.getAttribute("live"));
   }
 
   disconnectedCallback() {
@@ -82,8 +84,7 @@ class QuireTrace extends HTMLElement {
   attributeChangedCallback(name, before, value) {
     if (before === value) return;
     if (name === "src" && value) this.#fetch(value);
-    else if (name === "live" && value) queueMicrotask(() => { if (this.getAttribute("live") === value && !this.#stop) this.connect(value); });
-    else if (name === "live") this.disconnect();
+    else if (name === "live" && this.isConnected) value ? this.connect(value) : this.disconnect();
     else if (name === "theme") this.#restyle();
     else if (name === "views" && this.#parts) this.#choose();
   }
@@ -109,7 +110,7 @@ class QuireTrace extends HTMLElement {
   /** Show what a server's /trace says, from now on. ``headers`` go along, such as Authorization. */
   connect(url, { headers = {} } = {}) {
     this.disconnect();
-    this.#begin(new Trace(LIVE_STEPS));
+    this.#begin(new Trace(LIVE_STEPS, LIVE_SHARES));
     this.#following = true;
     this.#stop = listen(url, headers, {
       line: (line) => {

@@ -208,8 +208,9 @@ export function shortName(id) {
 
 /** A trace: its header, its steps, and the state after any of them. Steps are numbered from 0, the oldest kept. */
 export class Trace {
-  constructor(limit = Infinity) {
-    this.limit = limit; // steps kept at most: for streams
+  constructor(limit = Infinity, shareLimit = Infinity) {
+    this.limit = limit; // steps kept, for streams,
+    this.shareLimit = shareLimit; // and shares of sequences in them; some more until both are looked at again
     this.clear();
   }
 
@@ -218,6 +219,7 @@ export class Trace {
     this.steps = []; // {line, before: other lines that came before it, info}
     this.tail = []; // lines since the last step
     this.dropped = 0; // steps that are kept no more
+    this.shares = 0; // of sequences, in all steps that are kept
     this.head = new State();
     this.lanes = new Map(); // seq id -> {id, name, request, arrived, begin, end, gaps}; step numbers, dropped ones too
     this.arrivals = new Map(); // request id -> number of the step before which it came
@@ -276,10 +278,12 @@ export class Trace {
     }
     this.#describe(line, info);
     this.steps.push({ line, before: this.tail, info });
+    this.shares += info.shares.length;
     this.tail = [];
     this.#followLanes(number, info);
     if (this.steps.length % KEYFRAME === 0) this.keyframes.push(this.head.clone());
-    if (this.steps.length > this.limit + KEYFRAME) this.#forget();
+    const tooMany = this.steps.length > this.limit + KEYFRAME || this.shares > this.shareLimit;
+    if (tooMany && this.steps.length > KEYFRAME) this.#forget();
     return true;
   }
 
@@ -365,7 +369,7 @@ export class Trace {
   }
 
   #forget() {
-    this.steps.splice(0, KEYFRAME);
+    for (const step of this.steps.splice(0, KEYFRAME)) this.shares -= step.info.shares.length;
     this.keyframes.shift();
     this.dropped += KEYFRAME;
     this.cursor = null;
