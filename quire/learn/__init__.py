@@ -30,6 +30,7 @@ _HOME = {
     "09": "sampling",
     "10": "kernels",
     "11": "serving",
+    "12": "engine",
 }
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from inspect import isclass
 from typing import Any
 
-from quire.zoo import model_path
 from quire.learn.answers import Wrong
+from quire.zoo import model_path
 
 
 def shortest_first(answer: Any) -> str:
@@ -28,7 +28,9 @@ def shortest_first(answer: Any) -> str:
         raise Wrong("Some texts are other ones or missing. order must return every waiting sequence, and change none.")
     if firsts != sorted(firsts):
         raise Wrong(f"Prompts of {SHORT} tokens came after the one of {LONG}, or the long ones first: what is the key?")
-    return "Right. And a warning: while short prompts keep coming, a long one starves. First come, first served does not."
+    return (
+        "Right. But while short prompts keep coming, a long one starves. First come, first served is why nobody does."
+    )
 
 
 SHORT, LONG = 20, 60

@@ -15,6 +15,7 @@ import torch
 
 from quire.learn import check, exercises
 from quire.reference.control.errors import QuireError
+from tests.notebooks.test_notebooks import load
 
 
 def softmax(x: Any) -> Any:
@@ -91,6 +92,34 @@ def quantile(buckets, q):
     raise AssertionError
 
 
+tiny = load("tiny_engine")
+
+
+class ShortestFirst(tiny.TinyEngine):
+    def order(self, waiting):
+        return sorted(waiting, key=lambda seq: (len(seq.tokens), seq.number))
+
+
+class LongestFirst(tiny.TinyEngine):
+    def order(self, waiting):
+        return sorted(waiting, key=lambda seq: -len(seq.tokens))
+
+
+class Forgetful(tiny.TinyEngine):
+    def order(self, waiting):
+        return sorted(waiting, key=lambda seq: len(seq.tokens))[:1]
+
+
+class Unwritten(tiny.TinyEngine):
+    def order(self, waiting):
+        raise NotImplementedError
+
+
+class Broken(tiny.TinyEngine):
+    def order(self, waiting):
+        return waiting.sort()
+
+
 RIGHT: dict[str, list[Any]] = {
     "01-a": [2 * 32 * 8 * 128 * 2 * 8192, float(2**30), np.int64(2**30)],
     "01-b": [attend],
@@ -113,6 +142,7 @@ RIGHT: dict[str, list[Any]] = {
     "10-b": [206, 989 / 4.8],
     "11-a": [quantile],
     "11-b": [1320],
+    "12-a": [ShortestFirst],
 }
 
 # What people get wrong, and a word of the hint that they have to be given.
@@ -184,6 +214,12 @@ WRONG: list[tuple[str, Any, str]] = [
     ("11-a", lambda b, q: quantile(b, q) if q != 0.9 or b[0][1] else 2.0, "no upper end"),
     ("11-b", 30, "How many blocks"),
     ("11-b", 528, "How long"),
+    ("12-a", LongestFirst, "what is the key"),
+    ("12-a", Forgetful, "missing"),
+    ("12-a", Unwritten, "Your turn"),
+    ("12-a", Broken, "fails"),
+    ("12-a", type("Same", (tiny.TinyEngine,), {}), "override"),
+    ("12-a", tiny.TinyEngine, "inherits"),
 ]  # fmt: skip
 
 
@@ -209,7 +245,9 @@ def test_no_answer_yet(exercise: str) -> None:
 
     for answer in (None, ...):
         assert "Your turn" in check(exercise, answer).text
-    if isinstance(RIGHT[exercise][0], Callable):
+    if isinstance(RIGHT[exercise][0], type):
+        assert "class is wanted" in check(exercise, unwritten).text
+    elif isinstance(RIGHT[exercise][0], Callable):
         assert "Your turn" in check(exercise, unwritten).text
         assert "Your turn" in check(exercise, lambda *arguments: None).text
         assert "function is wanted" in check(exercise, 3).text
