@@ -1,5 +1,7 @@
 """Bring the notebooks up to date: ``python notebooks/build.py [01 07 …]``. Needs ``pip install 'quire[notebooks]'``.
 
+``--links`` executes nothing, and only moves the links.
+
 Each is executed in place, so that every output in it was produced by its cells; what changes from run to run without
 meaning anything (times of execution, ids) is left out. Links into the source get the lines where the names in them
 stand now:
@@ -69,7 +71,8 @@ def execute(notebook: nbformat.NotebookNode) -> None:
     }
 
 
-def main(wanted: list[str]) -> None:
+def main(arguments: list[str]) -> None:
+    wanted = [argument for argument in arguments if argument != "--links"]
     for path in notebooks():
         if wanted and path.name[:2] not in wanted:
             continue
@@ -77,7 +80,8 @@ def main(wanted: list[str]) -> None:
         for cell in notebook.cells:
             if cell.cell_type == "markdown":
                 cell.source = relink(cell.source)
-        execute(notebook)
+        if "--links" not in arguments:
+            execute(notebook)
         nbformat.write(notebook, path)
         print(f"{path.name}: {path.stat().st_size / 1024:.0f} KiB")
 
