@@ -86,7 +86,8 @@ def test_links_lead_to_what_they_name(name: str) -> None:
             continue
         for symbol, target, line in build.LINK.findall(cell.source):
             first, last = build.definition(FOLDER / target, symbol)
-            assert line and first - NEAR <= int(line) <= last + NEAR, f"{symbol} is in lines {first} to {last}, not {line}"
+            near = range(first - NEAR, last + NEAR + 1)
+            assert line and int(line) in near, f"{symbol} is in lines {first} to {last}, not {line or 'none'}"
         for target in re.findall(r"\]\(([^)#\s]+)", cell.source):
             assert "://" in target or (FOLDER / target).exists(), target
 
