@@ -44,6 +44,7 @@ class QuireTrace extends HTMLElement {
   #position = -1;
   #following = true; // stays at the newest step while lines come in
   #playing = false;
+  #fresh = false; // a trace was loaded and nobody has moved in it yet
   #speed = 10;
   #selected = null;
   #hovered = null;
@@ -102,7 +103,10 @@ class QuireTrace extends HTMLElement {
     }
     this.#begin(trace);
     this.#status("loaded", "");
-    this.seek(this.hasAttribute("autoplay") ? 0 : this.length - 1);
+    // At rest it shows where most is going on; playing begins at the beginning.
+    const used = trace.steps.map(({ info }) => info.used + info.copies.length / 10);
+    this.seek(used.indexOf(Math.max(...used)));
+    this.#fresh = true;
     if (this.hasAttribute("autoplay")) this.play();
     return true;
   }
@@ -150,7 +154,8 @@ class QuireTrace extends HTMLElement {
 
   play() {
     if (!this.length) return;
-    if (this.#position >= this.length - 1 && !this.#stop) this.#goto(0);
+    if ((this.#position >= this.length - 1 || this.#fresh) && !this.#stop) this.#goto(0);
+    this.#fresh = false;
     this.#playing = !this.#stop || this.#position < this.length - 1;
     this.#following = !this.#playing;
     this.#played = performance.now();
@@ -171,7 +176,7 @@ class QuireTrace extends HTMLElement {
   /** Show step ``i``, counted from 0; beyond the ends is the end. */
   seek(i) {
     if (!this.length) return;
-    this.#playing = false;
+    this.#playing = this.#fresh = false;
     this.#goto(Math.max(0, Math.min(this.length - 1, Math.round(i))));
     if (this.#told !== this.#trace.dropped + this.#position) this.#told = this.#trace.dropped + this.#position - 1; // a leap passes nothing
     this.#following = Boolean(this.#stop) && this.#position === this.length - 1;
@@ -397,7 +402,7 @@ class QuireTrace extends HTMLElement {
     const where = el("span", { class: "where" });
     const speed = el("select", { "aria-label": "Speed", title: "Speed", onchange: () => { this.#speed = Number(speed.value); } },
       ...SPEEDS.map((n) => el("option", { value: n, textContent: `${n} steps/s`, selected: n === this.#speed })));
-    const file = el("input", { type: "file", class: "unseen", accept: ".jsonl,.json,.txt", "aria-label": "Open a recorded trace", onchange: () => this.#open(file.files[0]) });
+    const file = el("input", { type: "file", class: "unseen", accept: ".jsonl,.json,.txt", tabIndex: -1, "aria-label": "A recorded trace", onchange: () => this.#open(file.files[0]) });
     const opener = el("button", { class: "plain", type: "button", title: "Open a recorded trace (steps.jsonl), or drop it here", textContent: "Open…", onclick: () => file.click() });
     const save = el("button", { class: "plain", type: "button", title: "Save this trace, to be opened again", textContent: "Save", onclick: () => this.#download("steps.jsonl", this.exportTrace()) });
     const perfetto = el("button", { class: "plain", type: "button", title: "Save for ui.perfetto.dev", textContent: "Perfetto", onclick: () => this.#download("steps.trace.json", this.exportPerfetto()) });
