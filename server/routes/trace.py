@@ -12,16 +12,21 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from quire.server.errors import ApiError
+from quire.server.protocol.common import ErrorBody
 from quire.server.state import ServerState
 from quire.server.stream import EventStream
 from quire.server.trace_listeners import MAX_LISTENERS, Listener
 
 router = APIRouter()
 
+DOCUMENTED: dict[int | str, dict[str, Any]] = {
+    200: {"description": "the trace, line by line", "content": {"text/event-stream": {}}},
+    "4XX": {"model": ErrorBody, "description": "there is no trace to be had; the error object says why"},
+}
 STILL_HERE = 15.0  # seconds of silence after which a comment is sent: proxies end connections that say nothing
 
 
-@router.get("/trace", response_class=Response)
+@router.get("/trace", response_class=Response, responses=DOCUMENTED)
 async def trace(request: Request) -> Response:
     """Every step of the engine, as server-sent events: see docs/trace.md. Needs `--enable-trace`."""
     state = ServerState.of(request)

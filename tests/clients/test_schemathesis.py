@@ -30,7 +30,7 @@ OPERATIONS = """
     GET /ready, GET /health, GET /version, GET /metrics, POST /reset_prefix_cache, POST /tokenize, POST /detokenize,
     GET /v1/models, GET /v1/models/{model_id}, POST /v1/completions, POST /v1/chat/completions, POST /v1/embeddings,
     POST /v1/responses, GET /v1/responses/{response_id}, DELETE /v1/responses/{response_id},
-    GET /v1/responses/{response_id}/input_items
+    GET /v1/responses/{response_id}/input_items, GET /trace
 """
 OPERATIONS = [operation.strip() for operation in OPERATIONS.split(",")]
 WITH_BODY = [name for name in OPERATIONS if name.startswith("POST") and "reset" not in name]
