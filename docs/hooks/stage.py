@@ -45,6 +45,8 @@ def on_config(config):
         for path, content in staged().items():
             _write(STAGED / path, content)
         config.docs_dir = str(STAGED)
+    else:  # the next language: names of the Python API are where its own pages have them
+        config.plugins["autorefs"].__init__()
     return config
 
 
@@ -75,7 +77,7 @@ def staged() -> dict[str, bytes]:
                 files[target + inside] = path.read_bytes()
     sources: set[str] = set()
     for name, text in pages.items():
-        files[place(name)] = relink(text, name, set(pages), sources).encode()
+        files[place(name)] = relink(text, name, pages, sources).encode()
     for name in sorted(sources):
         files |= folder_pages(name) if (ROOT / name).is_dir() else {place(name): source_page(name).encode()}
     return files
@@ -93,7 +95,7 @@ def place(name: str) -> str:
     return f"source/{name.replace('.', '_')}{suffix}"  # no second dot: the i18n plugin would take it for a language
 
 
-def relink(text: str, page: str, pages: set[str], sources: set[str]) -> str:
+def relink(text: str, page: str, pages: dict[str, str], sources: set[str]) -> str:
     """The Markdown of ``page`` (its path in the repository) with its links as they are on the site.
 
     Files that need a page are added to ``sources``. What leads nowhere is a warning, and the build is strict.
@@ -117,13 +119,22 @@ def relink(text: str, page: str, pages: set[str], sources: set[str]) -> str:
             fragment = line_anchor(name, match["text"], fragment, page)
         elif fragment and name.endswith(".ipynb"):
             fragment = ""
-        return f"[{match['text']}]({posixpath.relpath(place(name), here or '.')}{'#' * bool(fragment)}{fragment})"
+        words = match["text"]
+        if words == posixpath.basename(name) and name in pages:  # where GitHub's readers see a file, a title is better
+            words = title(pages[name]) or words
+        return f"[{words}]({posixpath.relpath(place(name), here or '.')}{'#' * bool(fragment)}{fragment})"
 
     parts, end = [], 0
     for code in CODE.finditer(text):
         parts += [LINK.sub(link, text[end : code.start()]), code[0]]
         end = code.end()
     return "".join([*parts, LINK.sub(link, text[end:])])
+
+
+def title(text: str) -> str:
+    """A page's title; empty without one."""
+    found = re.search(r"^# (.+)$", text, re.M)
+    return found[1] if found else ""
 
 
 def line_anchor(name: str, text: str, fragment: str, page: str) -> str:

@@ -1,0 +1,79 @@
+"""The documentation site: it builds strictly (links, anchors and names in the source lead somewhere), asks nothing of
+the network, and works in a browser: traces are drawn, the search finds, in light and dark, in English and Chinese.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+OUTSIDE = re.compile(r"<(?:script|link|img|iframe)\b[^>]*(?:src|href)=[\"']?(https?:)?//")
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The site, built; a warning fails it."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    built = subprocess.run(command, cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    return folder
+
+
+@pytest.fixture
+def address(site: Path) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_no_page_takes_anything_from_elsewhere(site: Path) -> None:
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 50
+    for page in pages:
+        found = OUTSIDE.search(page.read_text("utf-8"))
+        assert not found, f"{page.relative_to(site)}: {found[0]}"
+    for style in site.rglob("*.css"):
+        assert not re.search(r"(?:@import|url\()\s*[\"']?(?:https?:)?//", style.read_text("utf-8")), style
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("language", ["", "zh/"])
+def test_a_page_in_the_browser(address: str, open_context, screenshot, scheme, language) -> None:
+    page = open_context(color_scheme=scheme).new_page()
+    page.goto(f"{address}/{language}")
+    trace = page.locator("quire-trace").first
+    page.wait_for_function("document.querySelector('quire-trace').length > 0")  # its file has been found
+    assert trace.get_attribute("theme") == scheme
+    screenshot(page, f"site-{language.rstrip('/') or 'en'}-{scheme}")
+
+
+@pytest.mark.parametrize(("language", "words"), [("", "copy on write"), ("zh/", "quire")])
+def test_the_search_finds(address: str, page, language: str, words: str) -> None:
+    page.goto(f"{address}/{language}")
+    page.locator("[data-md-component=search-query]").first.fill(words)
+    page.locator(".md-search-result__item").first.wait_for()
+
+
+def test_a_name_in_the_source_is_shown_at_its_line(address: str, page) -> None:
+    page.goto(f"{address}/internals/journey/")
+    page.get_by_role("link", name="Scheduler.schedule", exact=True).first.click()
+    assert "def schedule" in page.locator("span:target").inner_text()
