@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "guides" / "troubleshooting.md"
@@ -86,8 +86,7 @@ PASSES_THROUGH = {
 }
 
 
-@dataclass(frozen=True, order=True)
-class Message:
+class Message(NamedTuple):
     kind: str
     field: str
     problem: str
@@ -95,8 +94,7 @@ class Message:
     file: str
 
 
-@dataclass(frozen=True)
-class Scope:
+class Scope(NamedTuple):
     """Where an expression stands: the file, the function in it, and the line of the call."""
 
     tree: ast.Module
@@ -113,7 +111,7 @@ def messages() -> list[Message]:
                 continue
             name = path.relative_to(ROOT).as_posix()
             found |= set(_in_file(name, ast.parse(path.read_text("utf-8"))))
-    return sorted(found, key=lambda m: (m.kind, m.field.strip("`…"), m.problem))
+    return sorted(found, key=lambda m: (m.kind, m.field.strip("`…"), *m))
 
 
 def _in_file(name: str, tree: ast.Module) -> Iterator[Message]:

@@ -12,7 +12,7 @@ from tests.conftest import ROOT, tracked
 PAGES = sorted(file for file in tracked() if file.suffix == ".md")
 
 
-@pytest.mark.parametrize("name", ["generate_parameters", "generate_api", "generate_errors", "generate_from_vllm"])
+@pytest.mark.parametrize("name", ["generate_parameters", "generate_api", "generate_errors"])
 def test_pages_written_by_programs_are_in_step_with_the_code(name: str) -> None:
     spec = spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec and spec.loader

@@ -143,7 +143,9 @@ def test_curl_is_answered(page: Path, request) -> None:
                 content = next(words)
             elif not word.startswith("-"):
                 url = ADDRESS.sub(request.getfixturevalue("server").url, word)
-        httpx.request("POST" if content else "GET", url, headers=headers, content=content, timeout=60).raise_for_status()
+        httpx.request(
+            "POST" if content else "GET", url, headers=headers, content=content, timeout=60
+        ).raise_for_status()
 
 
 @pytest.mark.parametrize("page", having("json", "yaml"), ids=name)
