@@ -198,6 +198,47 @@ def test_each_view_has_a_name_and_a_description(show) -> None:
     assert page.locator("quire-trace [aria-live=polite]").inner_text().startswith("Step 30")
 
 
+def test_of_a_large_pool_only_what_was_ever_used_is_drawn(show) -> None:
+    page = show()
+    text = trace("prefix").replace('"num_blocks":65', '"num_blocks":40001', 1)
+    assert call(page, f"t.load({json.dumps(text)})") is True
+    drawn(page)
+    assert page.locator("quire-trace .blocks p").inner_text().endswith("39,745 more, never used")
+
+
+@pytest.mark.parametrize(
+    ("asked", "system", "dark"),
+    [("auto", "dark", True), ("auto", "light", False), ("dark", "light", True), ("light", "dark", False)],
+)
+def test_light_and_dark_as_the_system_or_the_page_says(show, asked: str, system: str, dark: bool) -> None:
+    page = show(f'src="/traces/beam.jsonl" theme="{asked}"', color_scheme=system)
+    background = page.locator("quire-trace .frame").evaluate("(node) => getComputedStyle(node).backgroundColor")
+    assert (background == "rgb(255, 255, 255)") is not dark
+
+
+@pytest.mark.parametrize("motion", ["no-preference", "reduce"])
+def test_a_copy_flashes_unless_motion_is_reduced(show, motion: str) -> None:
+    """While it flashes, each frame asks for the next one. Time stands still here, so it would go on for ever."""
+    page = show('src="/traces/parallel.jsonl"', reduced_motion=motion)
+    at = next(i for i, step in enumerate(recorded("parallel").steps) if step["plan"]["copies"])
+    frames = page.evaluate(
+        """async (at) => {
+            const next = window.requestAnimationFrame.bind(window);
+            const some = async () => { for (let i = 0; i < 5; i++) await new Promise((done) => next(done)); };
+            let asked = 0;
+            window.performance.now = () => 1000;
+            window.requestAnimationFrame = (callback) => { asked++; return next(() => callback(1000)); };
+            document.querySelector("quire-trace").seek(at);
+            await some(); // what moves with the new step has found its place
+            asked = 0;
+            await some();
+            return asked;
+        }""",
+        at,
+    )
+    assert frames == 0 if motion == "reduce" else frames > 3
+
+
 def test_views_chooses_the_parts(show) -> None:
     page = show('src="/traces/prefix.jsonl" views="usage prefix nonsense"')
     titles = page.locator("quire-trace h3")

@@ -7,6 +7,7 @@ import { FONT, el, fit, hatch } from "./colors.js";
 
 const LARGEST = 34;
 const TALLEST = 330;
+const FEW = 256; // blocks that are always drawn; of more, those up to the last one that was ever used, and some
 
 export class BlockMap {
   constructor(events) {
@@ -14,7 +15,7 @@ export class BlockMap {
     this.title = "Physical blocks";
     this.figure = "";
     this.element = this.canvas;
-    this.cells = { size: 0, columns: 1, gap: 0 };
+    this.cells = { size: 0, columns: 1, gap: 0, shown: 0 };
     const at = (event) => this.#blockAt(event.offsetX, event.offsetY);
     this.canvas.addEventListener("pointermove", (event) => events.hoverBlock(at(event)));
     this.canvas.addEventListener("pointerleave", () => events.hoverBlock(-1));
@@ -29,13 +30,15 @@ export class BlockMap {
 
   draw(scene, width) {
     const { trace, occupancy, colors, step } = scene;
-    const n = trace.numBlocks;
+    let n = FEW;
+    while (n <= trace.highest) n *= 2;
+    n = Math.min(n, trace.numBlocks);
     let size = LARGEST;
     const most = Math.min(TALLEST, Math.max(180, width * 0.6));
     while (size > 2 && Math.ceil(n / Math.max(1, Math.floor(width / size))) * size > most) size -= size > 12 ? 1 : 0.5;
     const columns = Math.max(1, Math.floor(width / size));
     const gap = size >= 14 ? 3 : size >= 8 ? 2 : size >= 5 ? 1 : 0;
-    this.cells = { size, columns, gap };
+    this.cells = { size, columns, gap, shown: n };
     const context = fit(this.canvas, width, Math.max(1, Math.ceil(n / columns)) * size);
     const side = size - gap;
     const radius = size >= 14 ? 3 : 0;
@@ -86,8 +89,8 @@ export class BlockMap {
     this.#hatching(context, shared, scene, side, mine, dim);
     if (size >= 18) this.#numbers(context, scene, side, mine, dim);
     if (step) this.#changes(context, scene, side, radius);
-    const total = Math.max(0, n - 1);
-    this.figure = `${occupancy.held} of ${total} in use${shared.length ? `, ${shared.length} shared` : ""}${occupancy.cachedFree ? `, ${occupancy.cachedFree} free but cached` : ""}`;
+    const total = Math.max(0, trace.numBlocks - 1);
+    this.figure = `${occupancy.held} of ${total.toLocaleString("en")} in use${shared.length ? `, ${shared.length} shared` : ""}${occupancy.cachedFree ? `, ${occupancy.cachedFree} free but cached` : ""}${n < trace.numBlocks ? `; ${(trace.numBlocks - n).toLocaleString("en")} more, never used` : ""}`;
     this.canvas.setAttribute("aria-label", `Map of the physical KV blocks: ${this.figure}.`);
   }
 
@@ -123,7 +126,7 @@ export class BlockMap {
     context.font = `600 ${Math.min(12, side * 0.42)}px ${FONT}`;
     context.textAlign = "center";
     context.textBaseline = "middle";
-    for (let block = 1; block < scene.trace.numBlocks; block++) {
+    for (let block = 1; block < this.cells.shown; block++) {
       const text = dim ? mine.get(block) : scene.occupancy.refs[block] > 1 ? `×${scene.occupancy.refs[block]}` : undefined;
       if (text === undefined) continue;
       const x = (block % columns) * size + side / 2;
@@ -178,9 +181,10 @@ export class BlockMap {
   }
 
   #blockAt(x, y) {
-    const { size, columns } = this.cells;
+    const { size, columns, shown } = this.cells;
     const column = Math.floor(x / size);
-    return size && column < columns ? Math.floor(y / size) * columns + column : -1;
+    const block = Math.floor(y / size) * columns + column;
+    return size && column < columns && block < shown ? block : -1;
   }
 }
 

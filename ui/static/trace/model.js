@@ -219,6 +219,7 @@ export class Trace {
     this.steps = []; // {line, before: other lines that came before it, info}
     this.tail = []; // lines since the last step
     this.dropped = 0; // steps that are kept no more
+    this.highest = 0; // number of the last block that anybody has held so far: a pool hands them out in order at first
     this.shares = 0; // of sequences, in all steps that are kept
     this.head = new State();
     this.lanes = new Map(); // seq id -> {id, name, request, arrived, begin, end, gaps}; step numbers, dropped ones too
@@ -265,6 +266,7 @@ export class Trace {
     if (line.type !== "step") {
       this.tail.push(line);
       this.head.apply(line);
+      if (line.type === "state") this.#reach([...Object.values(line.tables), Object.keys(line.cache).map(Number)]);
       for (const request of line.type === "request" ? [line] : line.requests ?? []) this.#arrive(request.request_id);
       this.#followLanes(this.dropped + this.length, null);
       return false;
@@ -272,6 +274,7 @@ export class Trace {
     const info = newInfo();
     const number = this.dropped + this.length;
     this.head.apply(line, info);
+    this.#reach(Object.values(line.tables));
     for (const [id] of [...info.started.map((id) => [id]), ...info.forked]) {
       const seq = this.head.seqs.get(id);
       if (seq) this.names.set(id, seq.name);
@@ -309,6 +312,10 @@ export class Trace {
   lines() {
     const first = this.dropped ? [stateLine(this.keyframes[0])] : [];
     return [this.header, ...first, ...this.steps.flatMap((step) => [...step.before, step.line]), ...this.tail].filter(Boolean);
+  }
+
+  #reach(tables) {
+    for (const blocks of tables) for (const block of blocks ?? []) if (block > this.highest) this.highest = block;
   }
 
   #arrive(request) {

@@ -4,6 +4,7 @@ import { FONT, el, fit } from "./colors.js";
 import { scrubbing, timeAxis, timeline } from "./schedule.js";
 
 const HEIGHT = 120;
+const SCALES = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1]; // of the pool, at the top of the picture
 
 export class Usage {
   constructor(events) {
@@ -22,11 +23,14 @@ export class Usage {
     const bottom = HEIGHT;
     const size = trace.blockSize;
     const total = Math.max(1, trace.numBlocks - 1) * size;
-    const y = (slots) => bottom - (slots / total) * (bottom - top);
+    const steps = trace.steps.slice(time.from, time.to);
+    const most = steps.reduce((n, { info }) => Math.max(n, info.used + info.cachedFree), 0) * size;
+    const scale = SCALES.find((share) => share * total >= most) ?? 1;
+    const y = (slots) => bottom - (slots / (total * scale)) * (bottom - top);
     context.font = `10px ${FONT}`;
     context.textAlign = "right";
     context.textBaseline = "middle";
-    for (const share of [0, 0.5, 1]) {
+    for (const share of [0, scale / 2, scale]) {
       context.strokeStyle = colors.grid;
       context.lineWidth = 1;
       context.beginPath();
@@ -34,9 +38,8 @@ export class Usage {
       context.lineTo(width - 6, Math.round(y(share * total)) + 0.5);
       context.stroke();
       context.fillStyle = colors.muted;
-      context.fillText(`${share * 100}%`, time.gutter - 8, y(share * total) + (share ? 0 : -3));
+      context.fillText(`${+(share * 100).toFixed(2)}%`, time.gutter - 8, y(share * total) + (share ? 0 : -3));
     }
-    const steps = trace.steps.slice(time.from, time.to);
     const area = (value, color, alpha) => {
       context.beginPath();
       context.moveTo(time.x(time.from), bottom);
