@@ -19,10 +19,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs docs-serve clean
+.PHONY: help demo playground test lint docs docs-serve clean
 
 help:
 	@echo "make demo    start the engine on the model that ships with quire and watch it work"
+	@echo "make playground    the same model behind a page: chat, compare, watch the engine"
 	@echo "make test    run the tests"
 	@echo "make lint    ruff (rules and format) and mypy"
 	@echo "make docs    build the documentation site into site/ (docs-serve shows it)"
@@ -37,6 +38,11 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP)
 	$(BIN)/quire demo $(ARGS)
+
+# A small pool, short steps and drafts, so that there is something to see in the inspector and in every scenario.
+playground: $(STAMP)
+	$(BIN)/quire serve --ui --device cpu --enable-trace --trace-text --num-blocks 145 --max-num-batched-tokens 128 \
+	  --speculative-config '{"method": "ngram", "num_speculative_tokens": 4, "adaptive": false}' $(ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)

@@ -34,12 +34,12 @@ def build_chat(page: Page) -> None:
     """Lay the tab out and connect it."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=6, min_width=320):
-            log = gr.HTML(log_html([], running=False), elem_id="conversation", autoscroll=True, padding=False)
+            log = gr.HTML(log_html([], running=False), elem_id="conversation", padding=False)
             status = gr.HTML(elem_id="chat-status", padding=False)
             with gr.Row(elem_classes="composer"):
                 prompt = gr.Textbox(
                     "", label="Message", show_label=False, lines=1,
-                    placeholder="Message (Enter sends, Shift+Enter starts a line)",
+                    placeholder="Your message",
                     max_lines=8, scale=8, autofocus=True, elem_id="prompt", container=False,
                 )  # fmt: skip
                 send = gr.Button("Send", variant="primary", scale=1, min_width=84, elem_id="send")

@@ -130,7 +130,7 @@ def engine_server() -> Iterator[LiveServer]:
         num_blocks=145,
         max_num_batched_tokens=128,
         scheduling_policy="priority",
-        speculative_config={"method": "ngram", "num_speculative_tokens": 4},
+        speculative_config={"method": "ngram", "num_speculative_tokens": 4, "adaptive": False},
     )
     with serve(engine, server=ServerConfig(enable_trace=True, trace_text=True)) as live:
         yield live

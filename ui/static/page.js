@@ -134,6 +134,15 @@ const quirePage = {
 document.addEventListener("DOMContentLoaded", () => {
   const theme = sessionStorage.getItem("quire-theme");
   if (theme) quirePage.theme(theme);
+  // A conversation grows at its end: stay there, unless the reader has scrolled up.
+  let last = true;
+  document.addEventListener("scroll", ({target: log}) => {
+    if (log.id === "conversation") last = log.scrollHeight - log.scrollTop - log.clientHeight < 60;
+  }, true);
+  new MutationObserver(() => {
+    const log = document.getElementById("conversation");
+    if (log && last) log.scrollTop = log.scrollHeight;
+  }).observe(document.body, {childList: true, subtree: true});
   // The pictures come with the page, later; the theme may also be the system's.
   new MutationObserver(() => quirePage.paint()).observe(document.body, {attributes: true, attributeFilter: ["class"]});
 });
