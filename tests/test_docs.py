@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from importlib.util import module_from_spec, spec_from_file_location
 
 import pytest
@@ -12,7 +14,7 @@ from tests.conftest import ROOT, tracked
 PAGES = sorted(file for file in tracked() if file.suffix == ".md")
 
 
-@pytest.mark.parametrize("name", ["generate_parameters", "generate_api", "generate_errors"])
+@pytest.mark.parametrize("name", ["generate_parameters", "generate_api", "generate_errors", "generate_from_vllm"])
 def test_pages_written_by_programs_are_in_step_with_the_code(name: str) -> None:
     spec = spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec and spec.loader
@@ -28,3 +30,10 @@ def test_links_lead_to_files(page) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if "://" not in target and not target.startswith("#"):
             assert (page.parent / target.partition("#")[0]).exists(), target
+
+
+def test_the_workflow_that_publishes_them_is_one() -> None:
+    """Whether it succeeds only GitHub can say; that it is a workflow, we can."""
+    workflow = ROOT / ".github" / "workflows" / "docs.yml"
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows", str(workflow)]
+    subprocess.run(command, check=True)

@@ -5,9 +5,9 @@ const follow = () => {
   const theme = document.body.dataset.mdColorScheme === "slate" ? "dark" : "light";
   for (const trace of document.querySelectorAll("quire-trace")) trace.setAttribute("theme", theme);
 };
-// It opens in the middle of its story, or at the step that the page names: <quire-trace data-step="12" …>.
+// A page may name the step that it opens at: <quire-trace data-step="12" …>.
 document.addEventListener("quire-status", ({ target, detail }) => {
-  if (detail.state === "loaded" && !target.hasAttribute("autoplay")) target.seek(Number(target.dataset.step ?? target.length / 2));
+  if (detail.state === "loaded" && target.dataset.step) target.seek(Number(target.dataset.step));
 });
 follow();
 new MutationObserver(follow).observe(document.body, { attributes: true, attributeFilter: ["data-md-color-scheme"] });

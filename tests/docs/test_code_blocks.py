@@ -89,6 +89,7 @@ def test_python_runs_and_prints_what_the_page_shows(page: Path, request, tmp_pat
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             exec(compile("\n" * (block.line - 1) + source, str(page), "exec"), namespace)
         if block.text.rstrip().rpartition("\n")[2].startswith("# "):
+            assert printed.getvalue(), f"line {block.line}: the page shows output, and there is none"
             shown = squeezed(" ".join(re.findall(r"^# (.*)", block.text, re.M)))
             for line in printed.getvalue().splitlines():
                 assert squeezed(line) in shown, f"line {block.line}: printed, but not shown"
