@@ -243,7 +243,11 @@ def _event(event: Event, redact: bool) -> dict[str, Any]:
         line["token_ids"] = event.token_ids
     if event.embedding is not None:
         line["embedding_size"] = len(event.embedding) // 4
-    return line | {"finish_reason": event.finish_reason, "num_cached_tokens": event.num_cached_tokens}
+    if event.finish_reason is not None:
+        line["finish_reason"] = event.finish_reason
+    if event.num_cached_tokens:
+        line["num_cached_tokens"] = event.num_cached_tokens
+    return line
 
 
 @dataclass(slots=True)
