@@ -26,8 +26,11 @@ SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "s
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono", "monospace")
 
 
-def build_page(client: Client, meanings: Mapping[str, str]) -> gr.Blocks:
-    """The page in front of ``client``'s servers; ``meanings`` explains the sampling parameters."""
+def build_page(client: Client, meanings: Mapping[str, str], *, own: bool) -> gr.Blocks:
+    """The page in front of ``client``'s servers; ``meanings`` explains the sampling parameters.
+
+    ``own``: it is the server's own page, so a browser reaches the server where it found the page.
+    """
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as blocks:
         with gr.Row(elem_id="head"):
             gr.HTML("<h1>quire <span>playground</span></h1>", padding=False, elem_id="title")
@@ -39,7 +42,8 @@ def build_page(client: Client, meanings: Mapping[str, str]) -> gr.Blocks:
                 "", label="API key", type="password", elem_id="key", submit_btn="Use this key",
                 info="kept in this browser tab until you close it, and sent to the server only",
             )  # fmt: skip
-        page = Page(client, key, model, meanings)
+        address = gr.Textbox("", visible="hidden")
+        page = Page(client, key, address, model, meanings)
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Chat", id="chat"):
                 build_chat(page)
@@ -75,7 +79,8 @@ def build_page(client: Client, meanings: Mapping[str, str]) -> gr.Blocks:
         shown: list[Any] = [status, model, key_row]
         quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
         # sessionStorage and not gr.BrowserState, which is localStorage: a key shall not outlive its tab.
-        blocks.load(None, None, key, js="() => sessionStorage.getItem('quire-key') || ''").then(
+        where = "location.origin" if own else "''"
+        blocks.load(None, None, [key, address], js=f"() => [sessionStorage.getItem('quire-key') || '', {where}]").then(
             look, [key, model], shown, **quiet
         )
         gr.on([key.submit, key.blur], None, key, None, js="(key) => sessionStorage.setItem('quire-key', key)").then(
@@ -98,7 +103,7 @@ def status_html(lines: Sequence[tuple[bool, str]]) -> str:
 def mount(app: FastAPI, path: str, urls: Sequence[str], meanings: Mapping[str, str]) -> FastAPI:
     """Put the page at ``path`` of ``app``, in front of the servers at ``urls``."""
     client = Client(urls)
-    blocks = build_page(client, meanings)
+    blocks = build_page(client, meanings, own=path != "/")
     app.include_router(routes(client), prefix=path.rstrip("/"))  # before the page, which takes every other address
     blocks.queue(default_concurrency_limit=None)
     return gr.mount_gradio_app(

@@ -84,7 +84,7 @@ def build_chat(page: Page) -> None:
     saved, action = gr.JSON(visible="hidden"), gr.JSON(visible="hidden")
     act = gr.Button("Act", visible="hidden", elem_id="act")  # page.js clicks it for the buttons in the conversation
     controls = [*first, *rest]
-    settings = {page.key, page.model, system, form, definition, tools, tool_choice, look, *controls}
+    settings = {page.key, page.address, page.model, system, form, definition, tools, tool_choice, look, *controls}
     shown = [turns, running, log, token_view, status, stop]
     everything = [*shown, code]
 
@@ -119,8 +119,9 @@ def build_chat(page: Page) -> None:
             yield view(conversation, problem(str(error)))
             return
         keyed = bool(values[page.key])
-        sources = share.code_html("curl", share.as_curl(url, body, keyed=keyed))
-        sources += share.code_html("Python, with the openai SDK", share.as_python(url, body, keyed=keyed))
+        address = values[page.address] or url
+        sources = share.code_html("curl", share.as_curl(address, body, keyed=keyed))
+        sources += share.code_html("Python, with the openai SDK", share.as_python(address, body, keyed=keyed))
         stopper = asyncio.Event()
         yield view(conversation, facts({"first token": "…"}), stopper) | {code: sources}
         so_far, note, reason = Answer(), "", None

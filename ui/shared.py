@@ -17,12 +17,14 @@ class Page:
 
     client    the line to the servers
     key       the field with the API key; its value lives in the browser's session
+    address   where the browser reaches the server, if the page is the server's own; else empty
     model     the choice of a model; its value is ``target(url, name)``
     meanings  parameter -> what it means
     """
 
     client: Client
     key: gr.Textbox
+    address: gr.Textbox
     model: gr.Dropdown
     meanings: Mapping[str, str]
 

@@ -93,6 +93,8 @@ def test_the_engine_dies_in_an_answer_and_comes_back(page: Page, tmp_path) -> No
         setting(page, "ignore_eos", False)
         send(page, "What is 2 + 3?")
         expect(answers(page).last).to_have_text("2 + 3 = 5")
+        tab(page, "Request")
+        expect(page.locator("#code pre").first).to_contain_text(f"curl {served.url}/v1/chat/completions")
 
 
 def test_the_server_goes_away_in_an_answer_and_comes_back(page: Page, engine_server) -> None:
