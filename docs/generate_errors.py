@@ -24,7 +24,7 @@ TEXT = """\
 <!-- Written by docs/generate_errors.py: symptoms by hand, messages from the code. -->
 
 Look for the message with the search above: every error of quire is on this page, and most say `field=value: problem.
-remedy`. What changes from case to case is "…" here.
+remedy`. What changes from case to case is "…" here; each leads to the place in the code that says it.
 
 ## By symptom
 
@@ -79,11 +79,9 @@ TITLES = {
     ),
     "ServerError": ("The playground cannot reach its server", "Said on the page."),
 }
-# What is made up elsewhere and only passes through the place that raises it: said there, or named here.
-PASSES_THROUGH = {
-    ("reference/memory.py", "…"): "one sequence of max_model_len, or the size asked for, does not fit",
-    ("reference/structured/validator.py", "…"): "the JSON schema, regular expression or grammar is not usable: …",
-}
+# What is made up elsewhere and only passes through the place that raises it: the function that makes it, or in words.
+MADE_BY = {"reference/memory.py": "_problem"}
+GRAMMAR = "the JSON schema, regular expression or grammar is not usable: …"  # what its compiler says
 
 
 class Message(NamedTuple):
@@ -111,7 +109,7 @@ def messages() -> list[Message]:
                 continue
             name = path.relative_to(ROOT).as_posix()
             found |= set(_in_file(name, ast.parse(path.read_text("utf-8"))))
-    return sorted(found, key=lambda m: (m.kind, m.field.strip("`…"), *m))
+    return sorted(found, key=lambda m: (m.kind, m.field.startswith("`…"), m.field.strip("`…"), *m))
 
 
 def _in_file(name: str, tree: ast.Module) -> Iterator[Message]:
@@ -120,8 +118,8 @@ def _in_file(name: str, tree: ast.Module) -> Iterator[Message]:
         callee = getattr(call.func, "id", "")
         values = [*call.args, *(keyword.value for keyword in call.keywords)]
         if callee in CLASSES and any(isinstance(value, ast.Starred) for value in values):
-            problem = PASSES_THROUGH[name, "…"]
-            yield Message("RequestError", "`structured_outputs.…`", problem, "Correct or simplify it", name)
+            assert name == "reference/structured/validator.py", name
+            yield Message("RequestError", "`structured_outputs.…`", GRAMMAR, "Correct or simplify it", name)
         elif callee == "_error":  # a file's own shorthand
             yield from _message("ConfigError", values, scope, name, prefix="speculative_config.")
         elif callee in CLASSES[:3]:
@@ -142,11 +140,12 @@ def _message(kind: str, values: list[ast.expr], scope: Scope, name: str, prefix:
         return  # an error taken apart and made again elsewhere, or a shorthand's own body
     named = [f"`{prefix}{text}`" for text in _texts(fields, scope)]
     field = " or ".join(named) if len(named) <= MANY else f"{', '.join(named[:MANY])} and others"
-    for problem in _texts(problems, scope):
-        if not problem.strip("…"):
-            problem = PASSES_THROUGH[name, problem]
+    texts = _texts(problems, scope)
+    if texts == ["…"]:
+        texts = _returned(MADE_BY[name], scope.tree)
+    for problem in texts:
         remedy = _texts(remedies, scope)[0]
-        yield Message(kind, field, problem, remedy if remedy.strip("… ") else "", name)
+        yield Message(kind, field, problem, remedy if remedy.strip("… \n") else "", name)
 
 
 def _calls(node: ast.AST, function: ast.AST) -> Iterator[tuple[ast.AST, ast.Call]]:
@@ -210,6 +209,14 @@ def _names(assign: ast.Assign, name: str) -> bool:
     return any(isinstance(target, ast.Name) and target.id == name for target in assign.targets)
 
 
+def _returned(name: str, tree: ast.Module) -> list[str]:
+    """What a function of the file can return, but for None."""
+    [made_by] = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
+    returns = [node for node in ast.walk(made_by) if isinstance(node, ast.Return) and node.value is not None]
+    texts = [text for node in returns for text in _texts(node.value, Scope(tree, made_by, node.lineno))]
+    return [text for text in texts if text != "None"]
+
+
 def _looped(name: str, target: ast.expr, items: ast.expr) -> list[ast.expr]:
     """The values that a loop over written-out tuples gives to a name."""
     if isinstance(items, ast.Tuple):
@@ -227,11 +234,11 @@ def page() -> str:
     sections = []
     for kind, (title, about) in TITLES.items():
         first, with_remedy = {"ApiError": ("status", False), "ServerError": ("", False)}.get(kind, ("field", True))
-        rows = [[first, "problem", "remedy", "from"], ["---"] * 4]
+        rows = [[first, "problem", "remedy"], ["---"] * 3]
         for message in (m for m in found if m.kind == kind):
-            source = f"[{message.file.rpartition('/')[2]}](../../{message.file})"
-            rows.append([message.field, message.problem, message.remedy, source])
-        rows = [row if with_remedy else [*row[:2], row[3]] for row in rows]
+            problem = message.problem.replace("[", "\\[").replace("]", "\\]")
+            rows.append([message.field, f"[{problem}](../../{message.file})", message.remedy])
+        rows = [row if with_remedy else row[:2] for row in rows]
         lines = [
             " | ".join(" ".join(cell.split()).replace("|", "\\|").replace("<", "&lt;") for cell in row) for row in rows
         ]

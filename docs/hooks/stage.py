@@ -32,7 +32,7 @@ PAGES = {  # pages from outside docs/
 }
 ASSETS = {"ui/static/quire-trace.js": "assets/quire-trace.js", "ui/static/trace": "assets/trace", "ui/traces": "traces"}
 
-LINK = re.compile(r"(?<!!)\[(?P<text>[^\[\]]*)\]\((?P<target>[^()\s]+)\)")
+LINK = re.compile(r"(?<!!)\[(?P<text>(?:[^\[\]\\]|\\.)*)\]\((?P<target>[^()\s]+)\)")
 TRACE = re.compile(r'(<quire-trace[^>]*\bsrc=")(traces/)')
 CODE = re.compile(r"^(```|~~~).*?^\1|^ {4}.*?$", re.M | re.S)
 NAME = re.compile(r"`([A-Za-z_][\w.]*)(?:\(\))?`")
