@@ -117,6 +117,29 @@ def test_every_sentence_of_a_scenario_has_its_moment_in_its_recorded_trace(show,
         assert at >= 0, text
 
 
+def test_what_is_new_in_a_step_and_what_was_found_in_the_cache(show) -> None:
+    """A sequence that starts is given its whole table at once: its cached beginning is found, the rest is new."""
+    page = show()
+    found = page.evaluate(
+        """async (text) => {
+            const { Trace } = await import("/static/trace/model.js");
+            const trace = new Trace();
+            trace.load(text);
+            return trace.steps.map(({ info }) => [[...info.hitBlocks], info.shares.flatMap((share) => share.fresh)]);
+        }""",
+        trace("prefix"),
+    )
+    size, held = recorded("prefix").header["block_size"], set()
+    for step, (hits, fresh) in zip(recorded("prefix").steps, found):
+        for start in step["plan"]["starts"]:
+            seq = next(seq for seq in step["plan"]["seqs"] if seq["row"] == start["row"])
+            assert hits == seq["new_blocks"][: seq["start"] // size]
+            assert set(fresh) >= set(seq["new_blocks"][seq["start"] // size :])
+        assert not set(fresh) & held, "what somebody holds is not new"
+        held = {block for row, table in step["tables"].items() if str(row) not in step["after"] for block in table}
+    assert any(hits for hits, _ in found) and any(fresh for _, fresh in found)
+
+
 def test_buttons_keys_and_the_slider_move_it(show) -> None:
     page = show('src="/traces/pressure.jsonl"')
     last = call(page, "t.length") - 1

@@ -103,8 +103,8 @@ export class State {
 
   #step(line, info) {
     const { plan } = line;
-    const fresh = new Set(); // sequences that start for the first time
-    const cachedBefore = info && plan.starts.length ? new Map(this.cache) : null;
+    const entering = new Set(plan.starts.map((start) => start.seq_id));
+    const fresh = new Set(); // of these, sequences that start for the first time
     for (const row of plan.ends) this.rows.delete(row);
     for (const start of plan.starts) {
       const tokens = typeof start.token_ids === "number" ? start.token_ids : start.token_ids.length;
@@ -139,17 +139,18 @@ export class State {
       if (!seq || seq.row !== s.row) return; // it has ended while this step was on its way
       const drafts = s.n_draft ?? 0;
       const accepted = drafts ? line.result.accepted?.[i] ?? 0 : 0;
-      const gained = line.result.tokens[i];
+      const tokens = line.result.tokens[i];
       seq.computed = s.start + s.n - (drafts - accepted);
-      seq.length = Math.max(seq.length + (typeof gained === "number" ? gained : gained.length), seq.computed);
+      seq.length = Math.max(seq.length + (typeof tokens === "number" ? tokens : tokens.length), seq.computed);
       const hit = fresh.has(s.seq_id) && s.start > 0;
       if (hit) seq.cached = s.start;
       if (info) {
-        if (hit) {
-          info.hits.push(s.seq_id);
-          for (const block of this.tables.get(s.row) ?? []) if (cachedBefore.has(block)) info.hitBlocks.add(block);
-        }
-        const share = { id: s.seq_id, n: s.n, drafts, accepted, fresh: s.new_blocks ?? [], kind: "decode" };
+        if (hit) info.hits.push(s.seq_id);
+        const gained = s.new_blocks ?? []; // of one that enters: its whole table, what was cached in front
+        const found = !entering.has(s.seq_id) || plan.swap_in.length ? 0
+          : s.write === false ? gained.length : Math.floor(s.start / info.blockSize);
+        for (const block of gained.slice(0, found)) info.hitBlocks.add(block);
+        const share = { id: s.seq_id, n: s.n, drafts, accepted, fresh: gained.slice(found), kind: "decode" };
         if (s.n - drafts > 1 || (!s.samples && !s.pools)) {
           share.kind = s.samples || s.pools ? "prompt" : "chunk";
         }
@@ -271,7 +272,7 @@ export class Trace {
       this.#followLanes(this.dropped + this.length, null);
       return false;
     }
-    const info = newInfo();
+    const info = newInfo(this.blockSize);
     const number = this.dropped + this.length;
     this.head.apply(line, info);
     this.#reach(Object.values(line.tables));
@@ -384,9 +385,9 @@ export class Trace {
   }
 }
 
-function newInfo() {
+function newInfo(blockSize) {
   return {
-    started: [], resumed: [], forked: [], preempted: [], finished: [], evicted: [], shares: [], hits: [],
+    blockSize, started: [], resumed: [], forked: [], preempted: [], finished: [], evicted: [], shares: [], hits: [],
     hitBlocks: new Set(),
   };
 }
