@@ -35,6 +35,7 @@ ASSETS = {"ui/static/quire-trace.js": "assets/quire-trace.js", "ui/static/trace"
 LINK = re.compile(r"(?<!!)\[(?P<text>(?:[^\[\]\\]|\\.)*)\]\((?P<target>[^()\s]+)\)")
 TRACE = re.compile(r'(<quire-trace[^>]*\bsrc=")(traces/)')
 CODE = re.compile(r"^(```|~~~).*?^\1|^ {4}.*?$", re.M | re.S)
+BREAK = re.compile(r"(?<=[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef])\n(?=[\u4e00-\u9fff])")
 NAME = re.compile(r"`([A-Za-z_][\w.]*)(?:\(\))?`")
 log = logging.getLogger("mkdocs.plugins.quire")
 
@@ -124,11 +125,14 @@ def relink(text: str, page: str, pages: dict[str, str], sources: set[str]) -> st
             words = title(pages[name]) or words
         return f"[{words}]({posixpath.relpath(place(name), here or '.')}{'#' * bool(fragment)}{fragment})"
 
+    def outside_code(part: str) -> str:  # a line's end within Chinese would become a space
+        return BREAK.sub("", LINK.sub(link, part))
+
     parts, end = [], 0
     for code in CODE.finditer(text):
-        parts += [LINK.sub(link, text[end : code.start()]), code[0]]
+        parts += [outside_code(text[end : code.start()]), code[0]]
         end = code.end()
-    return "".join([*parts, LINK.sub(link, text[end:])])
+    return "".join([*parts, outside_code(text[end:])])
 
 
 def title(text: str) -> str:
