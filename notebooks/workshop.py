@@ -5,15 +5,20 @@ A picture is drawn from a trace that the engine's own recorder wrote (docs/trace
 
 from __future__ import annotations
 
+import gzip
+import json
 import warnings
+from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
@@ -21,6 +26,7 @@ warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm shows i
 
 from quire import LLM  # noqa: E402
 from quire.reference.trace import Trace, read_trace  # noqa: E402
+from quire.ui import component  # noqa: E402
 
 PALETTE = ["#2f6db3", "#e08a1e", "#2a9d74", "#c44e6b", "#7a5ab5", "#8c6d46", "#4fb3d0", "#b5a51f", "#6b7280", "#d06fb8"]
 FREE, RESERVED = "#f1f3f5", "#cfd4da"
@@ -39,10 +45,11 @@ def user(text: str) -> list[dict[str, str]]:
 
 @dataclass
 class Recording:
-    """What a piece of work returned, the engine's trace of it, and its last statistics."""
+    """What a piece of work returned, the engine's trace of it (also as it was written), and its last statistics."""
 
     result: Any
     trace: Trace
+    lines: str
     stats: Any
 
 
@@ -52,13 +59,39 @@ def record(work: Callable[[LLM], Any], **engine_args: Any) -> Recording:
         with LLM("pocket", trace=folder, **engine_args) as llm:
             result = work(llm)
             stats = llm.stats()
-        return Recording(result, read_trace(Path(folder) / "steps.jsonl"), stats)
+        path = Path(folder) / "steps.jsonl"
+        return Recording(result, read_trace(path), path.read_text("utf-8"), stats)
 
 
 def drain(llm: LLM) -> None:
     """Step until every request has ended."""
     while llm.engine.has_unfinished():
         llm.engine.step()
+
+
+def watch(recording: Recording, views: str, step: int = 0, height: int = 400) -> HTML:
+    """The recording as a film: quire's drawing component in a frame of its own, to be played, paused and pointed at.
+
+    views   of: blocks tables schedule usage prefix speculation
+    step    that is shown first
+
+    Component and trace travel compressed in the notebook, so that it shows them without a server or a network.
+    """
+    film = "document.querySelector('quire-trace')"
+    script = f"{component()};{film}.load({json.dumps(recording.lines)});{film}.seek({step});"
+    packed = b64encode(gzip.compress(script.replace("</", "<\\/").encode(), mtime=0)).decode()
+    unpack = """
+        const bytes = Uint8Array.from(atob(document.currentScript.dataset.packed), (c) => c.charCodeAt(0));
+        const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+        new Response(stream).text().then((text) => {
+          const script = document.createElement("script");
+          script.textContent = text;
+          document.body.append(script);
+        });"""
+    body = f'<quire-trace views="{views}"></quire-trace><script data-packed="{packed}">{unpack}</script>'
+    page = escape(f'<body style="margin:0">{body}')
+    style = f"width:100%;height:{height}px;border:0"
+    return HTML(f'<div><iframe title="the engine, step by step" style="{style}" srcdoc="{page}"></iframe></div>')
 
 
 def draw_steps(ax: Axes, trace: Trace, *, places: int | None = None, label: bool = True) -> None:

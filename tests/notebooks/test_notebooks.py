@@ -55,7 +55,9 @@ def printed(cell: nbformat.NotebookNode) -> str:
 
 
 def pictures(cell: nbformat.NotebookNode) -> int:
-    return sum("image/svg+xml" in output.get("data", {}) for output in cell.outputs)
+    """Figures, and films of the engine."""
+    data = [output.get("data", {}) for output in cell.outputs]
+    return sum("image/svg+xml" in each or "<iframe" in each.get("text/html", "") for each in data)
 
 
 @pytest.mark.slow
