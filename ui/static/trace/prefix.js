@@ -29,7 +29,7 @@ export class PrefixTree {
       context.globalAlpha = dim ? 0.3 : 1;
       context.fillStyle = refs ? scene.colorOf(occupancy.first[node.block]) : colors.cached;
       context.fillRect(x, y, wide, high);
-      if (refs > 1 && high > 3) {
+      if (refs > 1 && high > 3 && wide > 5) {
         context.save();
         context.beginPath();
         context.rect(x, y, wide, high);
