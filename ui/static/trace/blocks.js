@@ -145,22 +145,22 @@ export class BlockMap {
   #changes(context, scene, side, radius) {
     const { info } = scene.step;
     const { size, columns } = this.cells;
-    const ring = (block, color, width, out) => {
-      const x = (block % columns) * size - out;
-      const y = Math.floor(block / columns) * size - out;
+    const ring = (block, color, width) => {
+      const x = (block % columns) * size;
+      const y = Math.floor(block / columns) * size;
       context.strokeStyle = color;
       context.lineWidth = width;
       context.beginPath();
-      context.roundRect(x + width / 2, y + width / 2, side + 2 * out - width, side + 2 * out - width, radius + out);
+      context.roundRect(x + width / 2, y + width / 2, side - width, side - width, radius);
       context.stroke();
     };
     if (side >= 5) {
-      for (const share of info.shares) for (const block of share.fresh) ring(block, scene.colors.ink, side >= 14 ? 1.5 : 1, 0);
+      for (const share of info.shares) for (const block of share.fresh) ring(block, scene.colors.ink, side >= 14 ? 1.5 : 1);
     }
     for (const [src, dst] of info.copies) {
       const from = this.place(src);
       const to = this.place(dst);
-      ring(dst, scene.colors.warn, Math.max(1.5, side * 0.1), Math.max(0, this.cells.gap - 1));
+      ring(dst, scene.colors.warn, Math.max(1.5, side * 0.1));
       if (scene.flash > 0) {
         context.globalAlpha = 0.55 * scene.flash;
         context.fillStyle = scene.colors.warn;
@@ -173,8 +173,9 @@ export class BlockMap {
       context.setLineDash([3, 2]);
       context.beginPath();
       context.moveTo(from.x, from.y);
-      const lift = Math.min(40, 10 + Math.hypot(to.x - from.x, to.y - from.y) / 4);
-      context.quadraticCurveTo((from.x + to.x) / 2, Math.min(from.y, to.y) - lift + 8, to.x, to.y);
+      const lift = Math.min(40, 12 + Math.hypot(to.x - from.x, to.y - from.y) / 4);
+      const above = Math.min(from.y, to.y) - lift; // where there is room, else below
+      context.quadraticCurveTo((from.x + to.x) / 2, above > 0 ? above : Math.max(from.y, to.y) + lift, to.x, to.y);
       context.stroke();
       context.setLineDash([]);
     }
