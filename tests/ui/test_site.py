@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
+from filelock import FileLock
 
 from tests.conftest import ROOT
 
@@ -28,13 +30,15 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    """The site, built; a warning fails it."""
-    folder = tmp_path_factory.mktemp("site")
+    """The site, built once for all test processes; a warning fails it."""
+    shared = tmp_path_factory.getbasetemp()
+    folder = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "site"
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
-    built = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True
-    )
-    assert built.returncode == 0, built.stderr
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+            assert built.returncode == 0, built.stderr
     return folder
 
 
@@ -70,9 +74,7 @@ def test_a_page_in_the_browser(address: str, open_context, screenshot, scheme, l
 
 @pytest.mark.parametrize(("language", "words"), [("", "copy on write"), ("zh/", "缓存")])
 def test_the_search_finds(address: str, page, language: str, words: str) -> None:
-    page.goto(f"{address}/{language}")
-    page.locator("[data-md-component=search-query]").first.click()  # that loads the index
-    page.keyboard.type(words)
+    page.goto(f"{address}/{language}?{urlencode({'q': words})}")
     page.locator(".md-search-result__item").first.wait_for()
 
 
