@@ -93,10 +93,11 @@ def run_api(config: EngineConfig, server: ServerConfig, job: Job, name: str, say
     state: ServerState = app.state.quire
     state.check_settings()
     listener = socket.socket(fileno=job["listener"])
+    end_pages = None
     if server.ui:
         from quire.cli.ui import mount  # by way of the face: the server itself knows nothing of the page
 
-        mount(app, local_url(*listener.getsockname()[:2]))
+        end_pages = mount(app, local_url(*listener.getsockname()[:2]))
 
     class Http(uvicorn.Server):
         """uvicorn with our own way to end."""
@@ -119,6 +120,8 @@ def run_api(config: EngineConfig, server: ServerConfig, job: Job, name: str, say
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(state.idle(), server.shutdown_timeout)
             client.close()
+            if end_pages is not None:
+                end_pages()
             self.should_exit = True
 
     http = Http(

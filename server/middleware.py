@@ -73,6 +73,8 @@ class RequestContext:
             await self.app(scope, receive, send)
             return
         record = RequestRecord(request_id(scope), scope["method"], scope["path"])
+        # Now, since a mounted application changes what the scope says of its path.
+        probe = get_route_path(scope) in UNLIMITED or (self.state.config.ui and is_ui(scope))
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -86,7 +88,6 @@ class RequestContext:
         finally:
             route = scope.get("route")  # the router has put it there; addresses that do not exist have none
             self.state.metrics.http_request(record, getattr(route, "path", "none"))
-            probe = get_route_path(scope) in UNLIMITED or (self.state.config.ui and is_ui(scope))
             if self.state.config.log_requests:
                 log_request(record, quiet=probe)
             if self.state.tracing is not None and not probe:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from importlib import resources
+from types import FrameType
 from typing import Any
 
 import gradio as gr
@@ -24,6 +25,13 @@ TITLE = "quire playground"
 # Fonts of the reader's own system: a page that works offline can ask nobody for others.
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono", "monospace")
+
+# A sheet folded twice, which is what a quire is made of.
+ICON = (
+    '<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns=%22http://www.w3.org/2000/svg%22 viewBox=%220 0 16 16%22%3E'
+    "%3Cpath fill=%22%230f766e%22 d=%22M2 3l6-2v12l-6 2z%22/%3E"
+    '%3Cpath fill=%22%2314b8a6%22 d=%22M8 1l6 2v12l-6-2z%22/%3E%3C/svg%3E">'
+)
 
 
 def build_page(client: Client, meanings: Mapping[str, str], *, own: bool) -> gr.Blocks:
@@ -55,7 +63,7 @@ def build_page(client: Client, meanings: Mapping[str, str], *, own: bool) -> gr.
                 build_lab(page)
 
         async def look(api_key: str, chosen: str | None) -> dict[Any, Any]:
-            """Ask every server what it serves; also the sign of life that is repeated every few seconds."""
+            """Ask every server what it serves."""
             choices, lines, needs_key = [], [], False
             for url in client.urls:
                 try:
@@ -76,6 +84,12 @@ def build_page(client: Client, meanings: Mapping[str, str], *, own: bool) -> gr.
                 key_row: gr.update(visible=True) if needs_key or api_key else gr.skip(),
             }
 
+        async def listen(api_key: str, chosen: str | None, known: list[bool] | None) -> dict[Any, Any]:
+            """Every few seconds: look again if a server has come or gone."""
+            now = [await client.alive(url) for url in client.urls]
+            return {up: gr.skip()} if now == known else {up: now, **await look(api_key, chosen)}
+
+        up = gr.State(None)
         shown: list[Any] = [status, model, key_row]
         quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
         # sessionStorage and not gr.BrowserState, which is localStorage: a key shall not outlive its tab.
@@ -86,7 +100,7 @@ def build_page(client: Client, meanings: Mapping[str, str], *, own: bool) -> gr.
         gr.on([key.submit, key.blur], None, key, None, js="(key) => sessionStorage.setItem('quire-key', key)").then(
             look, [key, model], shown, **quiet
         )
-        gr.Timer(5).tick(look, [key, model], shown, **quiet)
+        gr.Timer(5).tick(listen, [key, model, up], [*shown, up], **quiet)
         theme.click(None, js="() => quirePage.theme()")
     return blocks
 
@@ -100,35 +114,47 @@ def status_html(lines: Sequence[tuple[bool, str]]) -> str:
     )
 
 
-def mount(app: FastAPI, path: str, urls: Sequence[str], meanings: Mapping[str, str]) -> FastAPI:
-    """Put the page at ``path`` of ``app``, in front of the servers at ``urls``."""
+def mount(app: FastAPI, path: str, urls: Sequence[str], meanings: Mapping[str, str]) -> Callable[[], None]:
+    """Put the page at ``path`` of ``app``, in front of the servers at ``urls``.
+
+    Returns what is to be called when ``app`` is to end: open pages hold connections, and never end by themselves.
+    """
     client = Client(urls)
     blocks = build_page(client, meanings, own=path != "/")
     app.include_router(routes(client), prefix=path.rstrip("/"))  # before the page, which takes every other address
     blocks.queue(default_concurrency_limit=None)
-    return gr.mount_gradio_app(
+    head = [ICON, *(f"<script>{source}</script>" for source in (component(), static("page.js")))]
+    gr.mount_gradio_app(
         app,
         blocks,
         path=path,
         theme=gr.themes.Base(primary_hue="teal", neutral_hue="slate", font=SANS, font_mono=MONO),
         css=static("page.css"),
-        head=f"<script>{component()}</script>\n<script>{static('page.js')}</script>",
+        head="\n".join(head),
         footer_links=[],
         run_history=False,  # it would keep what was typed, keys included, beyond the session
         ssr_mode=False,
         mcp_server=False,
         show_error=True,
     )
+    mounted = app.routes[-1].app  # type: ignore[attr-defined]  # Gradio's application, which it hands out nowhere else
+    end_pages: Callable[[], None] = mounted.stop_event.set
+    return end_pages
 
 
-def build_app(urls: Sequence[str], meanings: Mapping[str, str]) -> FastAPI:
-    """An application of its own with the page at /."""
-    return mount(FastAPI(title=TITLE, docs_url=None, redoc_url=None, openapi_url=None), "/", urls, meanings)
+def server(urls: Sequence[str], meanings: Mapping[str, str]) -> uvicorn.Server:
+    """What serves the page at / of an application of its own."""
+    app = FastAPI(title=TITLE, docs_url=None, redoc_url=None, openapi_url=None)
+    end_pages = mount(app, "/", urls, meanings)
 
+    class Http(uvicorn.Server):
+        """uvicorn, which lets go of open pages first."""
 
-def server(app: FastAPI) -> uvicorn.Server:
-    """What serves it. Open pages never end by themselves, so what they hold open is cut when the server is to end."""
-    return uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            end_pages()
+            super().handle_exit(sig, frame)
+
+    return Http(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
 
 
 def static(name: str) -> str:

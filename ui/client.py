@@ -150,6 +150,14 @@ class Client:
             timeout=httpx.Timeout(None, connect=5.0), limits=httpx.Limits(max_connections=None)
         )
 
+    async def alive(self, url: str) -> bool:
+        """Whether the server is ready. Costs nothing: probes need no key and leave no line in its log."""
+        try:
+            async with self._request("GET", url, "/ready", ""):
+                return True
+        except ServerError:
+            return False
+
     async def models(self, url: str, key: str) -> list[dict[str, Any]]:
         """What is served there: OpenAI's model objects."""
         return list((await self._json("GET", url, "/v1/models", key))["data"])

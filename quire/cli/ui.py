@@ -7,6 +7,7 @@ handed to it here.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,21 +37,24 @@ def run(arguments: argparse.Namespace) -> int:
 
     from quire.server.supervisor import listen
     from quire.server.supervisor import url as address
-    from quire.ui.app import build_app, server
+    from quire.ui.app import server
 
     with listen(arguments.host, arguments.port) as listener:
-        playground = server(build_app(urls, meanings()))
+        playground = server(urls, meanings())
         print(f"playground at {address(*listener.getsockname()[:2])} (Ctrl-C ends it)", flush=True)
         playground.run(sockets=[listener])
     return 0
 
 
-def mount(app: Any, url: str) -> None:
-    """Put the playground at /ui of the server's own FastAPI application, which answers at ``url``."""
+def mount(app: Any, url: str) -> Callable[[], None]:
+    """Put the playground at /ui of the server's own FastAPI application, which answers at ``url``.
+
+    Returns what lets go of open pages, for when the server is to end.
+    """
     check_installed()
     from quire.ui.app import mount as mount_page
 
-    mount_page(app, "/ui", [url], meanings())
+    return mount_page(app, "/ui", [url], meanings())
 
 
 def meanings() -> dict[str, str]:

@@ -105,11 +105,11 @@ def screenshot() -> Callable[[Page | Locator, str], Path]:
 def serve_page(*servers: str) -> Iterator[str]:
     """The playground in front of these servers, as ``quire ui`` has it, but in a thread; its address."""
     from quire.cli.ui import meanings
-    from quire.ui.app import build_app, server
+    from quire.ui.app import server
 
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        uv = server(build_app(servers, meanings()))
+        uv = server(servers, meanings())
         thread = threading.Thread(target=uv.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         try:
