@@ -2,6 +2,7 @@
 
     app.py         the page: tabs, looks, and how it is served; shared.py is what its tabs have in common
     chat.py        talking with a model; examples.py has things to try
+    compare.py, inspector.py, lab.py    the other tabs; traces.py passes a server's live trace on to the browser
     conversation.py, parameters.py, tokens.py, share.py    its parts
     client.py      the line to the server: streams become answers, failures become sentences
 
