@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from quire.fast.ops.attention_decode import attend_few, few_queries
+from quire.fast.ops.attention_decode import MOST_ROWS, attend_few, few_queries
 from quire.fast.ops.attention_prefill import attend_many
 from quire.fast.ops.cache import AttnMeta, write_kv
 
@@ -44,14 +44,15 @@ def attention(
     """
     q, k, v = rows_contiguous(q), rows_contiguous(k), rows_contiguous(v)
     max_q = len(q) if meta.max_q is None else meta.max_q
-    few = few_queries(q.shape[1] // k.shape[1])
+    share = q.shape[1] // k.shape[1]
+    few = few_queries(share)
     out = q.new_zeros(q.shape) if meta.padded else q.new_empty(q.shape)
-    if max_q <= few:
+    if max_q <= few_queries(share, MOST_ROWS):
         attend_few(q, k, v, k_cache, v_cache, meta, out, scale, window, soft_cap, max_q=max_q, write=True)
     else:
         write_kv(k, v, k_cache, v_cache, meta.slot)
         attend_many(q, k, v, k_cache, v_cache, meta, out, scale, window, soft_cap, fewer_handled=few)
-        if len(meta.seq_len) > 1:
+        if len(meta.seq_len) > 1 or meta.padded or len(q) <= few:
             attend_few(q, k, v, k_cache, v_cache, meta, out, scale, window, soft_cap, max_q=few, write=False)
     return out
 

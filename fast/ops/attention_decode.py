@@ -28,6 +28,7 @@ from quire.fast.ops.cache import AttnMeta
 from quire.fast.ops.softmax import merge_weights, scores_of, softmax_step
 
 ROWS = 16  # rows of the query matrix: the least that the matrix units multiply
+MOST_ROWS = 64  # if all sequences of a step have few queries, as in the verification of drafts
 # Programs per processor. Many sequences: enough for long ones to find others that even them out, no more, since every
 # cut costs. Few: one wave.
 PIECES_PER_PROCESSOR = {"many": 8, "few": 4}
@@ -36,9 +37,9 @@ COMBINERS = 8  # programs per processor that add up partial results
 KEYS_IN_ORDER = 32  # the tile of keys where orders are fixed: here and in the kernel for many queries
 
 
-def few_queries(share: int) -> int:
-    """How many queries of one sequence this kernel takes, with ``share`` query heads per K/V head."""
-    return max(1, ROWS // share)
+def few_queries(share: int, rows: int = ROWS) -> int:
+    """How many queries of one sequence fit into ``rows`` rows, with ``share`` query heads per K/V head."""
+    return max(1, rows // share)
 
 
 @dataclass
@@ -156,7 +157,7 @@ def attend_few(
     heads, dim = q.shape[1:]
     block_size, kv_heads = k_cache.shape[1:3]
     share, sequences = heads // kv_heads, len(meta.seq_len)
-    rows = triton.next_power_of_2(max(ROWS, share))
+    rows = triton.next_power_of_2(max(ROWS, max_q * share))
     padded = triton.next_power_of_2(max(16, dim))
     pieces = list_pieces(meta, kv_heads, max_q, window, block_size, fixed)
     capacity = pieces.items.shape[1]

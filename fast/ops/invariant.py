@@ -23,7 +23,7 @@ from torch import Tensor
 from quire.fast.device import math_dtype
 from quire.fast.ops.activation import gelu_new, relu, silu_and_mul
 from quire.fast.ops.attention import rows_contiguous
-from quire.fast.ops.attention_decode import attend_few, few_queries
+from quire.fast.ops.attention_decode import MOST_ROWS, attend_few, few_queries
 from quire.fast.ops.attention_in_order import attend_many_in_order
 from quire.fast.ops.cache import AttnMeta, attn_meta, copy_blocks, write_kv
 from quire.fast.ops.linear import embed
@@ -62,12 +62,15 @@ def attention(
 ) -> Tensor:
     """Shapes and meaning as in ``quire.fast.ops.attention``."""
     q, k, v = rows_contiguous(q), rows_contiguous(k), rows_contiguous(v)
-    few = few_queries(q.shape[1] // k.shape[1])
+    share = q.shape[1] // k.shape[1]
     max_q = len(q) if meta.max_q is None else meta.max_q
+    few = min(max_q, few_queries(share, MOST_ROWS))
+    if max_q > few:  # many queries beside few: the few need fewer rows
+        few = few_queries(share)
     out = q.new_zeros(q.shape)
     write_kv(k, v, k_cache, v_cache, meta.slot)
     caches_and_more = k_cache, v_cache, meta, out, scale, window, soft_cap
-    attend_few(q, k, v, *caches_and_more, max_q=min(max_q, few), write=False, fixed=PIECE)
+    attend_few(q, k, v, *caches_and_more, max_q=few, write=False, fixed=PIECE)
     if max_q > few:
         attend_many_in_order(q, *caches_and_more, piece=PIECE, fewer_handled=few)
     return out

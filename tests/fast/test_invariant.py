@@ -73,7 +73,7 @@ def test_attention_has_the_same_bits_in_any_chunk_and_company(dtype: torch.dtype
     table = step.meta.block_table[0].tolist()
     whole = attend(step, window=window)
     for n, end in [(1, 1), (1, 511), (1, 512), (1, 513), (1, 1025), (1, length), (3, 514), (4, length), (5, 600),
-                   (64, 1088), (100, 1000), (513, length)]:  # fmt: skip
+                   (9, 516), (16, 1030), (64, 1088), (100, 1000), (513, length)]:  # fmt: skip
         rows = slice(end - n, end)
         alone = attn_meta([n], [end], [table], 16, device=DEVICE)
         assert torch.equal(attend(step, rows, alone, window=window), whole[rows]), (n, end)

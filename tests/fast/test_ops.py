@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quire.fast import ops
-from quire.fast.ops.linear import gemv
+from quire.fast.ops.linear import few_rows, gemv
 from quire.reference import ops as reference
 from tests.fast.drawn import COMPILED, DEVICE, DTYPES, assert_close, randn
 
@@ -104,6 +104,20 @@ def test_linear(
     f: Callable[..., torch.Tensor], depth: int, outputs: int, bias: bool, dtype: torch.dtype, seed: int
 ) -> None:  # fmt: skip
     x, weight = randn(1, depth, seed=seed, dtype=dtype), randn(outputs, depth, seed=seed + 1, dtype=dtype) / depth**0.5
+    b = randn(outputs, seed=seed + 2, dtype=dtype) if bias else None
+    expected = F.linear(x.double(), weight.double(), None if b is None else b.double())
+    assert_close(f(x, weight, b), expected, dtype)
+
+
+@pytest.mark.parametrize("f", [ops.linear, few_rows])
+@given(st.integers(2, 8), st.sampled_from([8, 64, 1500]), st.sampled_from([5, 70, 16385]), st.booleans(), seeds)
+@settings(max_examples=50 if COMPILED else 4)
+def test_linear_of_a_few_rows(
+    f: Callable[..., torch.Tensor], rows: int, depth: int, outputs: int, bias: bool, seed: int
+) -> None:  # fmt: skip
+    dtype = torch.bfloat16
+    x, weight = randn(rows, depth, seed=seed, dtype=dtype), randn(outputs, depth, seed=seed + 1, dtype=dtype)
+    weight /= depth**0.5
     b = randn(outputs, seed=seed + 2, dtype=dtype) if bias else None
     expected = F.linear(x.double(), weight.double(), None if b is None else b.double())
     assert_close(f(x, weight, b), expected, dtype)
