@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 # Tokens that cost a step of each plane as much as its fixed part, on the machines of docs/benchmarks.md.
 FREE_TOKENS = {"reference": 8.0, "cpu": 8.0, "fast": 200.0}
-DRAFT_COST = 0.35  # of a draft model's token, as a share of the target's step
+DRAFT_COST = 0.35  # of a draft model's token, as a share of the target's step on a CPU
+# On a GPU a pass takes the time of reading its weights, and that of so many more per layer: 18 µs of short kernels.
+LAYER_BYTES = 80e6
 
 
 def choose(config: EngineConfig, device: str) -> str:
@@ -85,11 +87,6 @@ def build_engine(
     """
     where = device(config)
     plane = plane or choose(config, where)
-    if plane == "fast" and config.speculation is not None:
-        raise ConfigError(
-            "speculative_config", config.speculative_config, "not built yet for GPUs",
-            'Leave it out, or use backend="reference"',
-        )  # fmt: skip
     if config.async_scheduling is None:
         config = replace(config, async_scheduling=plane == "fast")
 
@@ -115,7 +112,7 @@ def build_engine(
     runner.allocate_kv(sizes.num_blocks, sizes.num_host_blocks)
     scheduler = Scheduler(
         config.scheduler(
-            speculation=_draft_policy(config, plane),
+            speculation=_draft_policy(config, plane, runner),
             max_model_len=runner.model.max_model_len,
             num_blocks=sizes.num_blocks,
             num_host_blocks=sizes.num_host_blocks,
@@ -191,7 +188,7 @@ def _ops(plane: str, config: EngineConfig) -> Any:
     return invariant if config.batch_invariant else ops
 
 
-def _draft_policy(config: EngineConfig, plane: str) -> Any:
+def _draft_policy(config: EngineConfig, plane: str, runner: Any) -> Any:
     """What the control plane must know of speculation; None without it."""
     from quire.reference.control.speculation import DraftPolicy
 
@@ -199,22 +196,27 @@ def _draft_policy(config: EngineConfig, plane: str) -> Any:
     if speculation is None:
         return None
     model = speculation.method == "draft_model"
+    draft_cost = DRAFT_COST if model else 0.0
+    if model and plane == "fast":
+        draft, target = (
+            c.num_parameters * runner.dtype.itemsize + LAYER_BYTES * c.num_layers
+            for c in (runner.proposer.model.config, runner.model.config)
+        )
+        draft_cost = draft / target
     return DraftPolicy(
         most=speculation.num_speculative_tokens,
         adaptive=speculation.adaptive,
         free_tokens=FREE_TOKENS[plane],
-        draft_cost=DRAFT_COST if model else 0.0,
+        draft_cost=draft_cost,
         lookahead=model,
     )
 
 
-def _proposer(config: EngineConfig, target: Any, settings: dict[str, Any]) -> Any:
-    """Where drafts for ``target`` come from; None without speculation. ``settings`` are the runner's."""
+def _lookup(config: EngineConfig) -> Any:
+    """The proposer that looks drafts up; None if there is none, or a draft model in its place."""
     speculation = config.speculation
-    if speculation is None:
+    if speculation is None or speculation.model is not None:
         return None
-    if speculation.model is not None:
-        return _draft_model(config, speculation.model, target, settings)
     least, most = speculation.prompt_lookup_min, speculation.prompt_lookup_max
     if speculation.method == "suffix":
         from quire.reference.speculation.suffix import Suffix
@@ -229,15 +231,17 @@ def _rejection(config: EngineConfig) -> bool:
     return config.speculation is not None and config.speculation.verification == "rejection"
 
 
-def _draft_model(config: EngineConfig, name: str, target: Any, settings: dict[str, Any]) -> Any:
-    """The draft model, on the target's ops and device. ConfigError if it does not fit the target."""
+def _draft_model(config: EngineConfig, target: Any, device: str) -> Any:
+    """The model that drafts for ``target``, with its ops, or None. ConfigError if it does not fit."""
     from quire.reference.models import load_model
-    from quire.reference.speculation.draft_model import DraftModel
 
+    if config.speculation is None or config.speculation.model is None:
+        return None
+    name = config.speculation.model
     model = load_model(
         checkpoint.resolve(name, None),
         dtype=config.dtype,
-        device=settings["device"],
+        device=device,
         ops=target.ops,
         max_model_len=target.max_model_len,
         load_format=config.load_format,
@@ -248,22 +252,30 @@ def _draft_model(config: EngineConfig, name: str, target: Any, settings: dict[st
             "speculative_config.model", name, f"it has {theirs} tokens, and the model that it drafts for {ours}",
             "Name a draft model with the same tokenizer",
         )  # fmt: skip
-    sizes = {name: settings[name] for name in ("max_num_seqs", "block_size", "device", "dtype")}
-    return DraftModel(model, rejection=_rejection(config), **sizes)
+    return model
 
 
 def _runner(plane: str, config: EngineConfig, model: Any, **settings: Any) -> Any:
+    draft = _draft_model(config, model, settings["device"])
     if plane == "fast":
         from quire.fast.runner import ModelRunner
 
-        return ModelRunner(model, enforce_eager=config.enforce_eager, **settings)
+        most = 0 if config.speculation is None else config.speculation.num_speculative_tokens
+        return ModelRunner(
+            model, enforce_eager=config.enforce_eager, most_drafts=most, proposer=_lookup(config), draft_model=draft,
+            rejection=_rejection(config), **settings,
+        )  # fmt: skip
     from quire.reference.runner import ModelRunner as ReferenceRunner
+    from quire.reference.speculation.draft_model import DraftModel
 
     if plane == "cpu":
         from quire.fast.cpu.linear import pack
 
         pack(model)
-    proposer = _proposer(config, model, settings)
+    proposer = _lookup(config)
+    if draft is not None:
+        sizes = {name: settings[name] for name in ("max_num_seqs", "block_size", "device", "dtype")}
+        proposer = DraftModel(draft, rejection=_rejection(config), **sizes)
     # Bookkeeping in NumPy: a CPU would gain nothing from another.
     return ReferenceRunner(model, proposer=proposer, rejection=_rejection(config), **settings)
 

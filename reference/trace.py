@@ -30,7 +30,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -205,8 +205,8 @@ def _params(params: Any, redact: bool) -> dict[str, Any]:
     return values
 
 
-def _tokens(token_ids: list[int], redact: bool) -> list[int] | int:
-    return len(token_ids) if redact else token_ids
+def _tokens(token_ids: Sequence[int], redact: bool) -> list[int] | int:
+    return len(token_ids) if redact else list(token_ids)
 
 
 def _plan(plan: StepPlan, redact: bool) -> dict[str, Any]:

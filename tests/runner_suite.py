@@ -44,6 +44,7 @@ class MemoryModel:
         assert len(meta.slot) == len(ids) == len(positions)
         row = torch.arange(len(ids), device=ids.device)
         s = torch.searchsorted(meta.cu_q.long(), row, right=True) - 1  # the sequence of each row
+        s = s.clamp(max=len(meta.seq_len) - 1)  # padding may follow
         right = positions == meta.seq_len[s] - (meta.cu_q[s + 1] - row)
         block_size = caches[0][0].shape[1]
         p = torch.arange(meta.block_table.shape[1] * block_size, device=ids.device)

@@ -20,6 +20,7 @@ from typing import TypeVar
 import torch
 
 T = TypeVar("T")
+EXACT = 8  # numbers of tokens up to this one are not padded
 
 
 def ladder(most: int) -> list[int]:
@@ -28,6 +29,25 @@ def ladder(most: int) -> list[int]:
     while sizes[-1] < most:
         sizes.append(sizes[-1] + max(8, (1 << (sizes[-1].bit_length() - 1)) // 8))
     return [*sizes[: bisect_left(sizes, most)], most]
+
+
+def doubling(most: int) -> list[int]:
+    """Batch sizes up to ``most`` where padding costs next to nothing, and few graphs are worth more."""
+    return [*(1 << i for i in range((most - 1).bit_length())), most]
+
+
+def coarse(most: int) -> list[int]:
+    """Numbers of tokens up to ``most`` for steps with drafts, which differ from step to step: padded by up to a fifth,
+    for there is a graph for each."""
+    sizes = list(range(1, EXACT + 1))
+    while sizes[-1] < most:
+        sizes.append(sizes[-1] + max(2, 1 << (sizes[-1].bit_length() - 3)))
+    return [*sizes[: bisect_left(sizes, most)], most]
+
+
+def smallest(sizes: list[int], least: int) -> int:
+    """The smallest of a ladder's sizes that is not below ``least``."""
+    return sizes[bisect_left(sizes, least)]
 
 
 class Graphs:

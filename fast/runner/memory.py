@@ -12,21 +12,25 @@ import torch
 
 from quire.fast.runner.inputs import build_inputs
 from quire.fast.runner.rows import Rows
-from quire.fast.runner.sampling import Wants, choose
+from quire.fast.runner.sampling import Places, Wants, choose
 from quire.reference.models import Model
 
 
 @torch.inference_mode()
-def measure_activations(model: Model, rows: Rows, dtype: torch.dtype, max_num_batched_tokens: int) -> int:
+def measure_activations(
+    model: Model, rows: Rows, dtype: torch.dtype, max_num_batched_tokens: int, most_sampled: int
+) -> int:
     """Bytes that a prompt step and a decode step take at their peaks, together. The rows must be on a GPU and unused.
+
+    most_sampled: tokens of a decode step, drafts included, all of which are sampled.
 
     Raises torch.OutOfMemoryError if there is not even room for that.
     """
     tokens, longest = max_num_batched_tokens, rows.tokens.shape[1] - 1
     sequences = rows.padding
     prompts = [min(longest, tokens - begin) for begin in range(0, tokens, longest)][:sequences]
-    decodes = [1] * min(sequences, tokens)
-    return sum(_peak(model, rows, dtype, counts, sampled=len(decodes)) for counts in (prompts, decodes))
+    decodes = [1] * most_sampled
+    return sum(_peak(model, rows, dtype, counts, sampled=most_sampled) for counts in (prompts, decodes))
 
 
 def _peak(model: Model, rows: Rows, dtype: torch.dtype, counts: list[int], sampled: int) -> int:
@@ -47,6 +51,7 @@ def _peak(model: Model, rows: Rows, dtype: torch.dtype, counts: list[int], sampl
     inputs = build_inputs(rows, row, zeros, zeros, zeros, cu_q, sum(counts), max(counts))
     hidden = model.forward(inputs.ids, inputs.positions, caches, inputs.meta)  # type: ignore[arg-type]
     scores = model.logits(hidden[torch.arange(sampled, device=device) % len(hidden)])
-    choose(scores, rows, sampled_rows, sampled_rows * 0, Wants(penalised=True, truncated=True))
+    at = Places(sampled_rows, sampled_rows * 0, torch.arange(sampled + 1, dtype=torch.int32, device=device), most=1)
+    choose(scores, rows, at, Wants(penalised=True, truncated=True))
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before

@@ -34,6 +34,7 @@ class Rows:
 
     tokens        int32 [num_rows + 1, max_model_len + 1], on the device
     block_table   int32 [num_rows + 1, blocks of the longest sequence], on the device
+    row_len       int32 [num_rows + 1], on the device: tokens of each row when it was last sampled
     params        sampling parameters, on the device; ``sampler`` holds them on the host
     num_blocks    int64 [num_rows + 1], on the host: entries of each block table
     pooled        rows that pool embeddings; these do not sample
@@ -45,6 +46,7 @@ class Rows:
         # One column more than max_model_len: the token after a full context is sampled before anybody stops it.
         self.tokens = torch.zeros(num_rows + 1, max_model_len + 1, dtype=torch.int32, device=device)
         self.block_table = torch.zeros(num_rows + 1, width, dtype=torch.int32, device=device)
+        self.row_len = torch.zeros(num_rows + 1, dtype=torch.int32, device=device)
         self.sampler = SamplerState(num_rows + 1, vocab_size)
         self.params = DeviceSamplerState.like(self.sampler, device)
         self.num_blocks = np.zeros(num_rows + 1, np.int64)
@@ -92,6 +94,11 @@ class Rows:
         )
         for table in (self.tokens, self.block_table):
             table.index_copy_(0, children.long(), table.index_select(0, parents))
+
+    def write_tokens(self, runs: list[Run]) -> None:
+        """Write tokens of rows: drafts that were made on the host."""
+        if runs:
+            _put(self.tokens, *self._upload.send(_as_arrays(runs)))
 
     def replace_blocks(self, runs: list[Run]) -> None:
         """Write entries of block tables: those gained by prompt chunks, and copies in place of shared blocks."""

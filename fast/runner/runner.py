@@ -5,8 +5,13 @@ as everything is launched; the tokens stay on the device, in their rows, where t
 to the host. So the engine may launch step n+1 while step n runs, and planning, bookkeeping and answering cost no time
 of the GPU's.
 
-A step in which every sequence computes one token and samples is a *decode step* and replays a graph (graphs.py). All
-others (prompt chunks, mixed with decodes) are launched kernel by kernel: they are long enough to hide that.
+A step in which every sequence computes its last token, and perhaps drafts behind it, and samples is a *decode step* and
+replays a graph (graphs.py). All others (prompt chunks, mixed with decodes) are launched kernel by kernel: they are long
+enough to hide that.
+
+Drafts are verified as a sequence's further queries in one step: the target chooses at each of their positions, and what
+agrees is kept (``quire.fast.sampling.verification``). Where drafts come from is another file's matter (drafts.py,
+draft_model.py).
 """
 
 from __future__ import annotations
@@ -23,57 +28,66 @@ import torch
 from torch import Tensor
 
 from quire.fast.ops import copy_blocks
-from quire.fast.runner.graphs import Graphs, ladder
+from quire.fast.runner.draft_model import DraftModel
+from quire.fast.runner.drafts import Drafter, HostDrafts
+from quire.fast.runner.graphs import EXACT, Graphs, coarse, doubling, ladder, smallest
 from quire.fast.runner.inputs import Inputs, build_inputs
 from quire.fast.runner.memory import measure_activations
-from quire.fast.runner.results import Fetcher, Pending
+from quire.fast.runner.results import Assembly, Fetcher, Pending
 from quire.fast.runner.rows import Rows, Run
 from quire.fast.runner.rules import RowRules
-from quire.fast.runner.sampling import Wants, choose
-from quire.fast.runner.swap import Caches, SwapSpace
-from quire.fast.runner.upload import Upload
-from quire.reference.control.plan import SeqPlan, StepPlan, StepResult, Swap
+from quire.fast.runner.sampling import Places, Wants, choose, choose_by_rejection
+from quire.fast.runner.swap import Caches, SwapSpace, allocate
+from quire.fast.runner.upload import Upload, aligned
+from quire.reference.control.plan import SeqPlan, StepPlan, Swap
 from quire.reference.models import Model
-from quire.reference.sampling import SamplerState, as_logprobs, rank_tokens
-from quire.reference.sampling.logprobs import Ranked
+from quire.reference.sampling import Positions, SamplerState, rank_tokens
+from quire.reference.sampling.verification import spread_masks
+from quire.reference.speculation.proposer import Proposer
 
 Ints = npt.NDArray[np.int64]
 PROMPT_LOGITS = 1 << 26  # logits of prompt positions computed at once, in numbers
+MANY = 128  # queries of one sequence, as far as kernels of steps with prompts are told: they are the same for fewer
 
 
 @dataclass
 class Launched:
     """A forward pass that has not been sampled yet.
 
-    rows, start, end   of plan.seqs, int64 [S], on the host
-    cu_q               query offsets int32 [S + 1], on the host
-    which              the plan.seqs that sample
-    inputs, hidden     of the forward pass; hidden [T, H], and T may be padded
-    at, row, length    int32 tensors, one entry per position that is sampled: its place among the step's tokens (None:
-                       the first so many), its row, the tokens known before it. In a decode step padding follows.
-    wanted             ``at``, if these are the only tokens of which there are hidden states
-    graph              the decode step's batch size, None for all other steps
+    rows, start, end, n_draft   of plan.seqs, int64 [S], on the host; ``end`` is behind the last draft
+    cu_q             query offsets int32 [S + 1], on the host
+    which            the plan.seqs that sample
+    inputs, hidden   of the forward pass; hidden [T, H], and T may be padded
+    places           of the positions that are sampled; in a decode step padding follows
+    at               int32, where these are among the step's tokens; None: they are the first so many
+    wanted           ``at``, if these are the only tokens of which there are hidden states
+    graph            a decode step's key: sequences, tokens and a bound on the tokens of one sequence; None: none
     """
 
     plan: StepPlan
     rows: Ints
     start: Ints
     end: Ints
+    n_draft: Ints
     cu_q: npt.NDArray[np.int32]
     which: list[int]
     inputs: Inputs | None = None
     hidden: Tensor | None = None
+    places: Places | None = None
     at: Tensor | None = None
     wanted: Tensor | None = None
-    row: Tensor | None = None
-    length: Tensor | None = None
-    graph: int | None = None
+    graph: tuple[int, int, int] | None = None
+
+    @property
+    def sampled(self) -> Ints:
+        """Which of the step's tokens are sampled."""
+        drafts = self.n_draft[self.which]
+        return Positions.of(self.rows[self.which], self.cu_q[1:][self.which] - 1 - drafts, drafts).length
 
     @property
     def hidden_rows(self) -> Ints:
         """Which of the step's tokens the first rows of ``hidden`` are."""
-        rows = np.arange(self.cu_q[-1]) if self.wanted is None else self.cu_q[1:][self.which] - 1
-        return rows.astype(np.int64)
+        return np.arange(self.cu_q[-1], dtype=np.int64) if self.wanted is None else self.sampled
 
 
 class ModelRunner:
@@ -83,6 +97,10 @@ class ModelRunner:
     max_model_len    longest sequence, prompt and output
     device, dtype    where the model is and the KV cache shall be, and the cache's dtype
     enforce_eager    use no graphs
+    most_drafts      drafts per sequence and step, at most
+    proposer         where they come from: something that looks them up on the host
+    draft_model      or a model with the target's vocabulary, on the same device and with the same ops
+    rejection        verify them by rejection sampling instead of shared noise
     """
 
     def __init__(
@@ -95,8 +113,12 @@ class ModelRunner:
         device: torch.device | str = "cuda",
         dtype: torch.dtype = torch.bfloat16,
         enforce_eager: bool = False,
+        most_drafts: int = 0,
+        proposer: Proposer | None = None,
+        draft_model: Model | None = None,
+        rejection: bool = False,
     ) -> None:
-        self.model, self.dtype = model, dtype
+        self.model, self.dtype, self.rejection = model, dtype, rejection
         self.block_size = block_size
         self.device = torch.device(device)
         on_gpu = self.device.type == "cuda"
@@ -107,11 +129,21 @@ class ModelRunner:
         self._rules = RowRules(self.rows.sampler, self.device)
         self._graphs = Graphs(on_gpu and not enforce_eager)
         self._ladder = ladder(max_num_seqs)
-        self._decode_inputs = torch.zeros(4 * _aligned(max_num_seqs), dtype=torch.int32, device=self.device)
+        self._most_tokens = max_num_seqs * (1 + most_drafts)  # of a decode step
+        # With drafts: fewer sizes of the batch, since they come with as many numbers of tokens.
+        self._sizes, self._tokens = doubling(max_num_seqs), coarse(self._most_tokens)
+        self._longest = 1 << most_drafts.bit_length()  # of decode steps with drafts, whose kernels depend on it
+        self._decode_inputs = torch.zeros(5 * aligned(max_num_seqs + 1), dtype=torch.int32, device=self.device)
         # What a decode step chose, until it is fetched. Not in the graphs' pool: there the next forward pass may put
         # its temporaries, and it does not wait for the fetching.
-        self._chosen = torch.zeros(max_num_seqs, dtype=torch.int64, device=self.device)
-        self._offsets = torch.arange(max_num_seqs + 1, dtype=torch.int32, device=self.device)
+        self._chosen = torch.zeros(self._most_tokens, dtype=torch.int64, device=self.device)
+        self._accepted = torch.zeros(max_num_seqs, dtype=torch.int32, device=self.device)
+        self.proposer: Drafter | None = None
+        if draft_model is not None:
+            shared = self.rows, self._upload, self._fetcher, self._graphs
+            self.proposer = DraftModel(draft_model, *shared, most=most_drafts, dtype=dtype, rejection=rejection)
+        elif proposer is not None:
+            self.proposer = HostDrafts(proposer, self.rows.sampler, max_model_len)
         self.caches: Caches = []
         self._swap_space: SwapSpace | None = None
         self._launched: Launched | None = None
@@ -127,7 +159,8 @@ class ModelRunner:
             return None
         try:
             with self._on_stream():
-                return measure_activations(self.model, self.rows, self.dtype, max_num_batched_tokens)
+                sampled = min(max_num_batched_tokens, self._most_tokens)
+                return measure_activations(self.model, self.rows, self.dtype, max_num_batched_tokens, sampled)
         except torch.OutOfMemoryError:
             return None
         finally:
@@ -138,13 +171,10 @@ class ModelRunner:
 
         ``num_blocks`` counts the null block 0, which padding reads: it is cleared, and nothing else is.
         """
-        c = self.model.config
-        shape = (num_blocks, self.block_size, c.num_kv_heads, c.head_dim)
-        both = [torch.empty(shape, dtype=self.dtype, device=self.device) for _ in range(2 * c.num_layers)]
-        for cache in both:
-            cache[0].zero_()
-        self.caches = list(zip(both[::2], both[1::2]))
+        self.caches = allocate(self.model.config, num_blocks, self.block_size, self.dtype, self.device)
         self._swap_space = SwapSpace(self.caches, num_host_blocks) if num_host_blocks else None
+        if self.proposer is not None:
+            self.proposer.allocate_kv(num_blocks, num_host_blocks)
         if self._stream is not None:
             torch.cuda.synchronize(self.device)
 
@@ -173,47 +203,57 @@ class ModelRunner:
             new_block = self._apply(plan)
             if not plan.seqs:
                 empty = np.zeros(0, np.int64)
-                self._launched = Launched(plan, empty, empty, empty, np.zeros(1, np.int32), [])
+                self._launched = Launched(plan, empty, empty, empty, empty, np.zeros(1, np.int32), [])
                 return
-            fields = np.array([(s.row, s.start, s.n, s.write) for s in plan.seqs], np.int64).T
-            rows, start, n, writes = fields
+            fields = np.array([(s.row, s.start, s.n, s.n_draft, s.write) for s in plan.seqs], np.int64).T
+            rows, start, n, n_draft, writes = fields
             cu_q = np.zeros(len(rows) + 1, np.int32)
             np.cumsum(n, out=cu_q[1:])
             which = [i for i, s in enumerate(plan.seqs) if s.samples]
-            step = Launched(plan, rows, start, start + n, cu_q, which)
+            step = Launched(plan, rows, start, start + n, n_draft, cu_q, which)
             seqs = np.stack([rows, start, writes, new_block]).astype(np.int32)
-            if cu_q[-1] == len(rows) == len(which):
-                self._forward_decodes(step, seqs)
+            if len(rows) == len(which) and (n == n_draft + 1).all():
+                self._forward_decodes(step, seqs, int(n.max()))
             else:
                 self._forward_mixed(step, seqs, int(n.max()))
             self._launched = step
 
-    def _forward_decodes(self, step: Launched, seqs: npt.NDArray[np.int32]) -> None:
-        count = seqs.shape[1]
-        size = next(size for size in self._ladder if size >= count)
-        padded = np.zeros((4, _aligned(size)), np.int32)
+    def _forward_decodes(self, step: Launched, seqs: npt.NDArray[np.int32], longest: int) -> None:
+        count, drafted = len(step.rows), longest > 1
+        size = smallest(self._sizes if drafted else self._ladder, count)
+        tokens = smallest(self._tokens, int(step.cu_q[-1])) if drafted else size
+        padded = np.zeros((5, aligned(size + 1)), np.int32)
         padded[0] = self.rows.padding
-        padded[:, :count] = seqs
+        padded[:4, :count] = seqs
+        padded[4, : count + 1] = step.cu_q
+        # Rows of padding have one token; if there are drafts none, for what is padded then is the number of tokens.
+        padded[4, count + 1 :] = step.cu_q[-1] + (0 if drafted else 1 + np.arange(padded.shape[1] - count - 1))
+        longest = max(longest, self._longest) if drafted else 1
         self._upload.send([padded], into=self._decode_inputs)
-        step.graph = size
-        step.inputs, step.hidden, step.row = self._graphs.run(("forward", size), partial(self._decode, size))
-        step.length = step.inputs.meta.seq_len
+        step.graph = size, tokens, longest
+        step.inputs, step.hidden, step.places = self._graphs.run(
+            ("forward", *step.graph), partial(self._decode, *step.graph)
+        )
 
-    def _decode(self, size: int) -> tuple[Inputs, Tensor, Tensor]:
+    def _decode(self, size: int, tokens: int, longest: int) -> tuple[Inputs, Tensor, Places]:
         """The forward pass of a decode step, from what is in the input buffer."""
-        row, start, writes, new_block = self._decode_inputs[: 4 * _aligned(size)].view(4, -1)[:, :size]
-        inputs = build_inputs(self.rows, row, start, writes, new_block, self._offsets[: size + 1], size, 1)
+        fields = self._decode_inputs[: 5 * aligned(size + 1)].view(5, -1)
+        (row, start, writes, new_block), cu_q = fields[:4, :size], fields[4, : size + 1]
+        padded = longest > 1 and (size > 1 or tokens > EXACT)
+        inputs = build_inputs(self.rows, row, start, writes, new_block, cu_q, tokens, longest, padded=padded)
         hidden = self.model.forward(inputs.ids, inputs.positions, self.caches, inputs.meta)  # type: ignore[arg-type]
-        return inputs, hidden, row
+        return inputs, hidden, Places(inputs.row, inputs.length, cu_q, longest)
 
     def _forward_mixed(self, step: Launched, seqs: npt.NDArray[np.int32], longest: int) -> None:
-        at = step.cu_q[1:][step.which] - 1
-        sampled: list[npt.NDArray[np.integer]] = [at, step.rows[step.which], step.end[step.which]]
-        row, start, writes, new_block, cu_q, *positions = self._upload.send([*seqs, step.cu_q, *sampled])
-        step.at, step.row, step.length = positions
-        step.inputs = build_inputs(
-            self.rows, row, start, writes, new_block, cu_q, tokens=int(step.cu_q[-1]), max_q=longest
+        which, drafts = step.which, step.n_draft[step.which]
+        at = Positions.of(step.rows[which], step.end[which] - drafts, drafts)
+        first = np.append(at.first, len(at.row))
+        row, start, writes, new_block, cu_q, step.at, *at_each, starts = self._upload.send(
+            [*seqs, step.cu_q, step.sampled, at.row, at.length, first]
         )
+        step.places = Places(at_each[0], at_each[1], starts, most=int(drafts.max(initial=0)) + 1)
+        tokens, longest = int(step.cu_q[-1]), max(longest, MANY)
+        step.inputs = build_inputs(self.rows, row, start, writes, new_block, cu_q, tokens, longest)
         if not self.rows.pooled and not (self.rows.sampler.prompt_logprobs[step.rows] >= 0).any():
             step.wanted = step.at
         i = step.inputs
@@ -224,6 +264,8 @@ class ModelRunner:
         its inputs will bring it into the row; other changes of block tables are made here."""
         rows = self.rows
         rows.start_and_fork(plan)
+        if self.proposer is not None:
+            rows.write_tokens(self.proposer.follow(plan))
         if plan.swap_out:
             assert self._swap_space is not None
             self._swap_space.move_out(plan.swap_out, self._device_blocks(plan.swap_out))
@@ -236,11 +278,9 @@ class ModelRunner:
         runs: list[Run] = [(copy.row, copy.entry, [copy.dst]) for copy in plan.copies]
         gained = np.zeros(len(plan.seqs), np.int64)
         for i, s in enumerate(plan.seqs):
-            if s.n_draft:
-                raise NotImplementedError(f"sequence {s.seq_id} has {s.n_draft} drafted tokens: no verification yet")
             if s.new_blocks:  # what stands behind ``start`` was reserved for drafts that were rejected
                 have = min(int(rows.num_blocks[s.row]), -(-s.start // self.block_size))
-                if s.n == len(s.new_blocks) == 1 and have == s.start // self.block_size:
+                if len(s.new_blocks) == 1 and have == -(-s.start // self.block_size):
                     gained[i] = s.new_blocks[0]
                 else:
                     runs.append((s.row, have, s.new_blocks))
@@ -265,53 +305,71 @@ class ModelRunner:
         masks = masks or {}
         if not masks.keys() <= set(step.which):
             raise ValueError(f"masks for {sorted(masks.keys() - set(step.which))}: these plan.seqs sample no token")
-        sampler = self.rows.sampler
+        sampler, which = self.rows.sampler, step.which
         with self._on_stream():
             tensors: list[Tensor] = []
-            asked, prompts, pooled = np.zeros(0, np.int64), [], []
-            if step.which:
-                rows = step.rows[step.which]
-                asked = np.flatnonzero(sampler.logprobs[rows] >= 0)
-                tensors += self._sample(step, rows, masks, asked)
+            n_draft = step.n_draft[which]
+            owner = np.repeat(step.rows[which], n_draft + 1)
+            asked = np.flatnonzero(sampler.logprobs[owner] >= 0)
+            counts = sampler.logprobs[owner[asked]].tolist()
+            assembly = Assembly(step.plan, which, n_draft, n_draft + 1, asked, counts)
+            if which:
+                tensors += self._sample(step, masks, assembly)
             for i in np.flatnonzero(sampler.prompt_logprobs[step.rows] >= 0).tolist():
                 row = step.rows[i]
                 if row not in self.rows.pooled and step.start[i] + 1 < sampler.prompt_len[row]:
-                    prompts.append(self._prompt_logprobs(step, i, tensors))
+                    assembly.prompts.append(self._prompt_logprobs(step, i, tensors))
             if self.rows.pooled:
                 for i, s in enumerate(step.plan.seqs):
                     if s.row in self.rows.pooled:
-                        pooled += self._pool(step, i, s, tensors)
-            counts = sampler.logprobs[step.rows[step.which]][asked].tolist()
-            return Pending(
-                self._fetcher.fetch(tensors), partial(_assemble, step.plan, step.which, asked, counts, prompts, pooled)
-            )
+                        assembly.pooled += self._pool(step, i, s, tensors)
+            pending = Pending(self._fetcher.fetch(tensors), assembly)
+            if self.proposer is not None:
+                pending.then = self.proposer.draft(step.plan)
+            return pending
 
-    def _sample(self, step: Launched, rows: Ints, masks: Mapping[int, Any], asked: Ints) -> list[Tensor]:
-        """-> the chosen tokens, and what there is to know about those of the positions ``asked``."""
-        assert step.hidden is not None and step.row is not None and step.length is not None
-        sampler = self.rows.sampler
+    def _sample(self, step: Launched, masks: Mapping[int, Any], assembly: Assembly) -> list[Tensor]:
+        """-> the chosen tokens, how many drafts were accepted if there are any, and what is asked about the tokens."""
+        assert step.hidden is not None and step.places is not None
+        sampler, which, n_draft = self.rows.sampler, step.which, assembly.n_draft
+        rows = step.rows[which]
+        lengths = step.end[which] - n_draft
         wants = Wants.of(sampler, rows)
-        lengths, count = step.end[step.which], len(rows)
         ruled = sampler.lasting[rows] | (lengths - sampler.prompt_len[rows] < sampler.min_tokens[rows])
-        if step.graph is not None and not (masks or ruled.any() or len(asked)):
+        sequences, positions = len(which), len(which) + int(n_draft.sum())
+        rejection = self.rejection and bool(n_draft.any())
+        if step.graph is not None and not (masks or ruled.any() or len(assembly.asked) or rejection):
             self._fetcher.before_overwriting()
-            choose_all = partial(self._choose, step.hidden, step.row, step.length, wants)
-            return [self._graphs.run(("sample", step.graph, wants), choose_all)[:count]]
-        hidden = step.hidden[:count]
+            choose_all = partial(self._choose, step.hidden, step.places, wants)
+            chosen, accepted = self._graphs.run(("sample", *step.graph, wants), choose_all)
+            return [chosen[:positions], accepted[:sequences]] if n_draft.any() else [chosen[:positions]]
+        hidden = step.hidden[:positions]
         if step.at is not None and step.wanted is None:
             hidden = step.hidden.index_select(0, step.at)
         logits = self.model.logits(hidden)
-        in_batch = {i: k for k, i in enumerate(step.which)} if masks else {}
-        by_position = {in_batch[i]: mask for i, mask in masks.items()}
-        scores = self._rules.apply(logits, rows, lengths, self.rows.tokens, by_position)
-        chosen = choose(scores, self.rows, step.row[:count], step.length[:count], wants)
-        if not len(asked):
-            return [chosen]
-        (at,) = self._upload.send([asked])
-        return [chosen, *rank_tokens(logits[at], chosen[at], int(sampler.logprobs[rows[asked]].max()))]
+        at = Positions.of(rows, lengths, n_draft)
+        in_batch = {k: masks[i] for k, i in enumerate(which) if i in masks}
+        by_position, limits = spread_masks(in_batch, at.first, n_draft)
+        assembly.limit = np.array(limits, np.int64)
+        (limit,) = self._upload.send([assembly.limit]) if in_batch else (None,)
+        scores = self._rules.apply(logits, at.row, at.length, self.rows.tokens, by_position)
+        places = step.places.cut(sequences, positions)
+        if rejection:
+            probs: list[Tensor | None] = [None] * sequences
+            if isinstance(self.proposer, DraftModel):
+                probs = self.proposer.probs(rows)
+            chosen, accepted = choose_by_rejection(scores, self.rows, places, wants, n_draft, probs, limit)
+        else:
+            chosen, accepted = choose(scores, self.rows, places, wants, limit)
+        tensors = [chosen, accepted] if n_draft.any() else [chosen]
+        if not len(assembly.asked):
+            return tensors
+        (about,) = self._upload.send([assembly.asked])
+        return [*tensors, *rank_tokens(logits[about], chosen[about], max(assembly.counts))]
 
-    def _choose(self, hidden: Tensor, row: Tensor, length: Tensor, wants: Wants) -> Tensor:
-        return choose(self.model.logits(hidden), self.rows, row, length, wants, into=self._chosen[: len(row)])
+    def _choose(self, hidden: Tensor, at: Places, wants: Wants) -> tuple[Tensor, Tensor]:
+        into = self._chosen[: len(at.row)], self._accepted[: len(at.first) - 1]
+        return choose(self.model.logits(hidden), self.rows, at, wants, into=into)
 
     def _pool(self, step: Launched, i: int, s: SeqPlan, tensors: list[Tensor]) -> list[tuple[int, int]]:
         """Take in the hidden states of a row that pools: -> (i, which of ``tensors`` is its embedding) if it is due."""
@@ -341,33 +399,3 @@ class ModelRunner:
 
     def _on_stream(self) -> Any:
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
-
-
-def _aligned(size: int) -> int:
-    """``size`` int32 numbers rounded up to 16 bytes, where kernels expect arrays to begin."""
-    return -(-size // 4) * 4
-
-
-def _assemble(
-    plan: StepPlan,
-    which: list[int],
-    asked: Ints,
-    counts: list[int],
-    prompts: list[tuple[int, int, int, int, int]],
-    pooled: list[tuple[int, int]],
-    tensors: list[Tensor],
-) -> StepResult:
-    """The step's result from the tensors that were fetched, in the order in which ``sample`` listed them."""
-    result = StepResult(plan.step, [[] for _ in plan.seqs])
-    if which:
-        for i, token in zip(which, tensors[0].tolist()):
-            result.tokens[i] = [token]
-    if len(asked):
-        entries = as_logprobs(Ranked(*tensors[1:6]), counts)
-        result.logprobs = {which[k]: [entry] for k, entry in zip(asked.tolist(), entries)}
-    for i, first, count, begin, end in prompts:
-        parts = [Ranked(*tensors[at : at + 5]) for at in range(begin, end, 5)]
-        result.prompt_logprobs[i] = first, [e for p in parts for e in as_logprobs(p, [count] * len(p.token_ids))]
-    for i, at in pooled:
-        result.pooled[i] = tensors[at].numpy().astype("<f4").tobytes()
-    return result

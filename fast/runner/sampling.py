@@ -1,4 +1,4 @@
-"""From hidden states to tokens: the logits, the choice, and the chosen token's place in its row.
+"""From hidden states to tokens: the logits, the choices, and the chosen tokens' place in their rows.
 
 What nearly all requests want (temperature, truncation, penalties) is device work that depends on nothing but which of
 the three somebody in the batch uses, so it can be a graph. What few want (rules, grammars, log-probabilities) runs
@@ -11,13 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import triton
-import triton.language as tl
+import torch
 from torch import Tensor
 
-from quire.fast.device import OVERLAP, overlap
 from quire.fast.runner.rows import Rows
-from quire.fast.sampling import sample
+from quire.fast.sampling import distribution, reject, sample, settle
 from quire.reference.sampling import SamplerState
 
 Ints = npt.NDArray[np.int64]
@@ -37,25 +35,66 @@ class Wants:
         return cls(bool(sampler.penalised[rows].any()), bool((cut & (sampler.temperature[rows] > 0)).any()))
 
 
-def choose(scores: Tensor, rows: Rows, row: Tensor, length: Tensor, wants: Wants, into: Tensor | None = None) -> Tensor:
-    """Choose a token for each of R positions and append it to its row: -> int64 [R], which is ``into`` if it is given.
+@dataclass
+class Places:
+    """The positions that a step samples, on the device: P of them, for R sequences.
 
-    scores [R, V]; row, length int32 [R] on the device: the chosen token becomes number ``length`` of ``row``.
+    row, length   int32 [P]: the row of each, and how many tokens come before it
+    first         int32 [R + 1]: sequence r has the positions first[r] .. first[r + 1] - 1, one more than drafts
+    most          a bound on the positions of one sequence
     """
-    chosen = sample(scores, rows.params, row, length, rows.tokens, penalised=wants.penalised, truncated=wants.truncated)
-    _append[(triton.cdiv(len(row), 128),)](
-        rows.tokens, rows.tokens.stride(0), row, length, chosen, chosen if into is None else into, len(row),
-        BLOCK=128, num_warps=4, **OVERLAP,
-    )  # fmt: skip
-    return chosen if into is None else into
+
+    row: Tensor
+    length: Tensor
+    first: Tensor
+    most: int
+
+    def cut(self, sequences: int, positions: int) -> Places:
+        """Without the padding behind so many."""
+        return Places(self.row[:positions], self.length[:positions], self.first[: sequences + 1], self.most)
 
 
-@triton.jit(do_not_specialize=["count"])
-def _append(tokens, stride, rows, lengths, chosen, into, count, BLOCK: tl.constexpr):
-    overlap()
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    row = tl.load(rows + i, mask=i < count, other=0).to(tl.int64)
-    length = tl.load(lengths + i, mask=i < count, other=0)
-    token = tl.load(chosen + i, mask=i < count, other=0)
-    tl.store(tokens + row * stride + length, token.to(tl.int32), mask=i < count)
-    tl.store(into + i, token, mask=i < count)
+def choose(
+    scores: Tensor,
+    rows: Rows,
+    at: Places,
+    wants: Wants,
+    limit: Tensor | None = None,
+    into: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Choose a token for each position, by ``scores`` [P, V], and append to each row what it gains by that.
+
+    -> (the chosen tokens, int64 [P]; how many drafts were accepted, int32 [R]). ``limit`` and ``into``: see ``settle``.
+    """
+    chosen = sample(
+        scores, rows.params, at.row, at.length, rows.tokens, penalised=wants.penalised, truncated=wants.truncated
+    )
+    return settle(chosen, at.row, at.length, at.first, rows.tokens, rows.row_len, most=at.most, limit=limit, into=into)
+
+
+def choose_by_rejection(
+    scores: Tensor,
+    rows: Rows,
+    at: Places,
+    wants: Wants,
+    n_draft: Ints,
+    probs: list[Tensor | None],
+    limit: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The same by rejection sampling, for sequences with ``n_draft`` [R] drafts each.
+
+    probs   of each sequence, what its drafts were drawn from: float32 [n_draft or more, V]; None: they are certain
+    """
+    p = distribution(
+        scores, rows.params, at.row, at.length, rows.tokens, penalised=wants.penalised, truncated=wants.truncated
+    )
+    q = torch.zeros_like(p)
+    begin = 0
+    for n, own in zip(n_draft.tolist(), probs):
+        if own is not None:
+            q[begin : begin + n] = own[:n]
+        elif n:
+            drafts = rows.tokens[at.row[begin].long(), at.length[begin : begin + n].long()]
+            q[begin : begin + n].scatter_(1, drafts.long()[:, None], 1.0)
+        begin += n + 1
+    return reject(p, q, rows.params, at.row, at.length, at.first, rows.tokens, rows.row_len, limit)

@@ -15,8 +15,21 @@ import torch
 from torch import Tensor
 
 from quire.reference.control.plan import Swap
+from quire.reference.models import ModelConfig
 
 Caches = list[tuple[Tensor, Tensor]]
+
+
+def allocate(config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device) -> Caches:
+    """A KV cache: per layer K and V [num_blocks, block_size, kv_heads, head_dim].
+
+    Block 0, which padding reads, is cleared; nothing else is.
+    """
+    shape = (num_blocks, block_size, config.num_kv_heads, config.head_dim)
+    both = [torch.empty(shape, dtype=dtype, device=device) for _ in range(2 * config.num_layers)]
+    for cache in both:
+        cache[0].zero_()
+    return list(zip(both[::2], both[1::2]))
 
 
 class SwapSpace:

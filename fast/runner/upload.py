@@ -19,6 +19,11 @@ SLOTS = 16  # a step sends up to eight times
 ALIGNED = 4  # int32 numbers: every array starts at a multiple of 16 bytes, for which kernels are compiled
 
 
+def aligned(size: int) -> int:
+    """``size`` numbers rounded up, so that the array behind them begins where it should."""
+    return -(-size // ALIGNED) * ALIGNED
+
+
 class Upload:
     """A ring of pinned buffers for one device."""
 
@@ -33,7 +38,7 @@ class Upload:
 
         They are copied when the current stream comes to it; the host waits for nothing.
         """
-        begins = [0, *accumulate(-(-array.size // ALIGNED) * ALIGNED for array in arrays)]
+        begins = [0, *accumulate(aligned(array.size) for array in arrays)]
         total = begins[-1]
         pinned = self._buffer(total)
         flat = pinned.numpy()

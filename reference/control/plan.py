@@ -21,6 +21,7 @@ a runner can add up hidden states as they come. The chunk that ends the prompt s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -154,7 +155,8 @@ class StepResult:
     logprobs          index in plan.seqs -> one entry per token gained, where ``params.logprobs`` asked for them
     prompt_logprobs   index in plan.seqs -> (first position, entries for the prompt positions this chunk made known);
                       position p's entry is about token p given those before it, so position 0 never has one
-    drafts            index in plan.seqs -> tokens the proposer offers for the next step (they stay in the runner too)
+    drafts            index in plan.seqs -> tokens the proposer offers for the next step (they stay in the runner too;
+                      their number is known at once, reading them may wait for the device)
     accepted          index in plan.seqs -> how many of its n_draft drafts were accepted, for those that had any
     pooled            index in plan.seqs -> the embedding, for those that pool: float32 numbers, little-endian
     """
@@ -163,7 +165,7 @@ class StepResult:
     tokens: list[list[int]]
     logprobs: dict[int, list[Logprobs]] = field(default_factory=dict)
     prompt_logprobs: dict[int, tuple[int, list[Logprobs]]] = field(default_factory=dict)
-    drafts: dict[int, list[int]] = field(default_factory=dict)
+    drafts: dict[int, Sequence[int]] = field(default_factory=dict)
     accepted: dict[int, int] = field(default_factory=dict)
     pooled: dict[int, bytes] = field(default_factory=dict)
 

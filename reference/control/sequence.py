@@ -12,6 +12,7 @@ no prefill phase and no decode phase. An embedding counts as the one token after
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -66,7 +67,7 @@ class Sequence:
     planned: int = 0
     target: int = 0
     in_flight: int = 0
-    drafts: list[int] = field(default_factory=list)
+    drafts: Tokens[int] = ()
     acceptance: Acceptance | None = None
     blocked: bool = False
     cumulative_logprob: float = 0.0

@@ -23,10 +23,12 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from quire import BeamSearchParams, PoolingParams, SamplingParams, StructuredOutputsParams
 from quire.backend import build_engine
 from quire.fast.runner import ModelRunner
+from quire.fast.runner.draft_model import DraftModel
 from quire.reference import ops as reference_ops
 from quire.reference.config import EngineConfig
 from quire.reference.control.params import RequestParams
 from quire.reference.control.scheduler import Scheduler
+from quire.reference.control.speculation import DraftPolicy
 from quire.reference.engine import Engine, ModelFacts
 from quire.reference.models import load_model
 from quire.reference.runner import ModelRunner as ReferenceRunner
@@ -64,8 +66,8 @@ if not GRAMMARS:
     del REQUESTS["grammar"]
 
 
-def engine(make_runner: Callable[..., Any], **changes: Any) -> Engine:
-    """An engine around a runner, with small blocks that are full of NaN."""
+def engine(make_runner: Callable[..., Any], policy: DraftPolicy | None = None, **changes: Any) -> Engine:
+    """An engine around a runner, with small blocks that are full of NaN. ``policy``: of speculation."""
     defaults = {"block_size": 4, "num_blocks": 200, "max_num_seqs": 24, "max_model_len": MAX_LEN}
     config = EngineConfig(**defaults | changes)
     num_host_blocks = 40 if config.preemption_mode == "swap" else 0
@@ -75,13 +77,21 @@ def engine(make_runner: Callable[..., Any], **changes: Any) -> Engine:
     )  # fmt: skip
     if not COMPILED and isinstance(runner, ModelRunner):
         runner._graphs = Replays()
+        if isinstance(runner.proposer, DraftModel):
+            runner.proposer._graphs = runner._graphs
     runner.allocate_kv(config.num_blocks, num_host_blocks)
-    for cache in (cache for pair in runner.caches for cache in pair):
+    drafts = getattr(getattr(runner, "proposer", None), "caches", [])
+    for cache in (cache for pair in [*runner.caches, *drafts] for cache in pair):
         cache.fill_(torch.nan)
     if COMPILED:
         torch.cuda.synchronize()  # the runner has a stream of its own
     scheduler = Scheduler(
-        config.scheduler(max_model_len=MAX_LEN, num_blocks=config.num_blocks, num_host_blocks=num_host_blocks)
+        config.scheduler(
+            max_model_len=MAX_LEN,
+            num_blocks=config.num_blocks,
+            num_host_blocks=num_host_blocks,
+            speculation=policy,
+        )
     )
     facts = ModelFacts(
         name="memory", vocab_size=VOCAB, max_model_len=MAX_LEN, embedding_size=1, eos_token_ids=(0,)

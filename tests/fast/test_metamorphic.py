@@ -71,6 +71,21 @@ def test_without_graphs_bit_by_bit_the_same(engine, alone, prompts) -> None:  # 
     assert answer(engine(enforce_eager=True), prompts, list(WORKLOAD)) == alone
 
 
+DRAFTERS = {
+    "draft model": {"model": "pocket-draft", "num_speculative_tokens": 5, "adaptive": False},
+    "draft model, adaptive": {"model": "pocket-draft", "num_speculative_tokens": 7},
+    "prompt lookup": {"method": "ngram", "prompt_lookup_min": 1, "num_speculative_tokens": 9, "adaptive": False},
+}
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS)
+@pytest.mark.parametrize("name", ["neighbours", "chunks of 50", "recompute", "swap"])
+def test_with_drafts_bit_by_bit_the_same(engine, alone, prompts, name, drafter) -> None:  # noqa: F811
+    llm = engine(**ENGINES[name], async_scheduling=True, speculative_config=DRAFTERS[drafter])
+    assert answer(llm, prompts, list(WORKLOAD)) == alone
+    assert llm.stats().num_accepted_tokens > 10
+
+
 @pytest.mark.parametrize("eager", [False, True])
 @pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("name", ["neighbours", "chunks of 50", "recompute", "swap"])

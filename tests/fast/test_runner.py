@@ -9,7 +9,6 @@ import pytest
 
 import quire.fast.ops
 from quire.fast.runner import ModelRunner
-from quire.reference.control.plan import SeqPlan
 from tests.fast.drawn import COMPILED, DEVICE
 from tests.runner_suite import *  # noqa: F403
 from tests.runner_suite import Bench
@@ -23,10 +22,3 @@ def new_bench(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture(scope="module")
 def ops() -> Any:
     return quire.fast.ops
-
-
-def test_drafted_tokens_are_refused(new_bench: Any) -> None:
-    bench = new_bench()
-    bench.start(0, [1, 2, 3])
-    with pytest.raises(NotImplementedError, match="drafted"):
-        bench.step([SeqPlan(0, 0, 0, 3, 2, 1, [], True)])
