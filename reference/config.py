@@ -153,10 +153,11 @@ class EngineConfig:
                 "verify", self.verify, "outside [0, 1]", "Give the share of the steps to verify, such as 0.01, or 0"
             )
         speculation = speculative_config(self.speculative_config, self.speculative_model, self.num_speculative_tokens)
-        if speculation is not None and self.verify:
+        if speculation is not None and speculation.verification == "rejection" and self.verify:
             raise ConfigError(
-                "verify", self.verify, "steps with drafts cannot be verified", "Leave it out, or speculative_config"
-            )
+                "verify", self.verify, "what rejection sampling accepts depends on what was drafted",
+                'Leave it out, or speculative_config\'s verification="rejection"',
+            )  # fmt: skip
         if self.num_blocks is not None and self.kv_cache_memory_bytes is not None:
             raise ConfigError(
                 "num_blocks", self.num_blocks, f"kv_cache_memory_bytes={self.kv_cache_memory_bytes} is given too",

@@ -20,13 +20,19 @@ from quire.verify.compare import Difference
 
 
 def wrong_inputs(
-    plan: StepPlan, tables: Mapping[int, Sequence[int]], block_size: int, inputs: Any, tokens: Any
+    plan: StepPlan,
+    tables: Mapping[int, Sequence[int]],
+    block_size: int,
+    inputs: Any,
+    tokens: Any,
+    accepted: Mapping[int, int],
 ) -> list[Difference]:
     """Each kind of input that is not as planned.
 
     tables   row -> its blocks, after the plan's changes
     inputs   the runner's: ``ids``, ``positions`` and ``meta``; behind the plan's own entries may be padding
-    tokens   int [rows, positions], the runner's, NumPy or torch
+    tokens   int [rows, positions], the runner's after the step, NumPy or torch
+    accepted  index in plan.seqs -> how many of its drafts were accepted; the others' places have other tokens now
     """
     rows, start, n, writes = np.array([(s.row, s.start, s.n, s.write) for s in plan.seqs], np.int64).T
     cu_q = np.concatenate([[0], np.cumsum(n)])
@@ -40,10 +46,12 @@ def wrong_inputs(
     slot = table[seq, position // block_size] * block_size + position % block_size
     tokens = torch.as_tensor(tokens)
     at = (torch.from_numpy(x).to(tokens.device) for x in (rows[seq], position))
+    rejected = np.array([s.n_draft - accepted.get(i, 0) for i, s in enumerate(plan.seqs)])
+    ids = np.where(position < (start + n - rejected)[seq], _numpy(tokens[tuple(at)]), _numpy(inputs.ids)[: cu_q[-1]])
     meta, first = inputs.meta, cu_q[:-1]
     planned = {  # name -> (what the runner made, what it should be, the token to which each entry belongs)
         "positions": (inputs.positions, position, None),
-        "ids": (inputs.ids, _numpy(tokens[tuple(at)]), None),
+        "ids": (inputs.ids, ids, None),
         "slot": (meta.slot, np.where(writes[seq] != 0, slot, -1), None),
         "cu_q": (meta.cu_q[1:], cu_q[1:], first),
         "seq_len": (meta.seq_len, start + n, first),

@@ -92,7 +92,8 @@ def replay(recording: Recording, *, model: str | None = None) -> list[Run]:
     """
     about = recording.about
     config = EngineConfig(**about["config"])
-    config = replace(config, model=model or config.model, device=about["device"])
+    alone: dict[str, Any] = {"speculative_config": None, "speculative_model": None, "num_speculative_tokens": None}
+    config = replace(config, model=model or config.model, device=about["device"], **alone)
     device = backend.device(config)
     runner = backend.load_runner(config, backend.model_path(config), about["plane"], device)
     runner.allocate_kv(about["num_blocks"])

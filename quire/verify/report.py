@@ -109,10 +109,15 @@ def write(path: Path, divergence: Divergence, about: dict[str, Any]) -> None:
         new = divergence.started[seq.row]
         known = max(seq.start + seq.n, new.prompt_len)
         token_ids = runner.tokens[seq.row, :known].tolist()
+        token_ids[seq.start : seq.start + seq.n] = divergence.ids[ends[i] : ends[i + 1]].tolist()
         starts.append({**_as_json(new.params), **_without(asdict(new), "params"), "token_ids": token_ids})
-        seqs.append(asdict(seq) | {"new_blocks": [number[b] for b in _blocks(divergence, i)]})
+        # Drafts become tokens like others: there is no proposer when the step is run again.
+        alone = {"n_draft": 0, "propose": 0, "new_blocks": [number[b] for b in _blocks(divergence, i)]}
+        seqs.append(asdict(seq) | alone)
         if i in divergence.masks:
-            tensors[f"mask.{k}"] = torch.as_tensor(divergence.masks[i]).cpu().contiguous()
+            mask = torch.as_tensor(divergence.masks[i])
+            if mask.ndim == 1 or len(mask) == seq.n_draft + 1:
+                tensors[f"mask.{k}"] = (mask if mask.ndim == 1 else mask[-1]).cpu().contiguous()
     found = [{**asdict(d), "position": position_of(divergence, d.row)} for d in divergence.differences]
     header = about | {
         "format": FORMAT, "step": plan.step, "sequences": len(plan.seqs), "num_blocks": len(number) + 1,

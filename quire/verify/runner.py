@@ -36,6 +36,7 @@ from quire.verify.lockstep import Lockstep, shapes_of, weight_names
 from quire.verify.past import wrong_past
 
 logger = logging.getLogger("quire.verify")
+Ints = npt.NDArray[np.int64]
 
 SCORES = 1 << 22  # logits of a step that are looked at: the reference draws their noise on the host, 0.1 µs each
 
@@ -67,6 +68,7 @@ class Divergence:
     started       row -> how its sequence began (of a fork: as if it had been a request of its own)
     hidden        hidden states as the plane computed them [R, H]
     hidden_rows   which of the step's tokens they are of, int64 [R]
+    ids           the step's tokens [T]: of drafts that were rejected nothing is left in the rows
     """
 
     runner: Runner
@@ -77,11 +79,41 @@ class Divergence:
     started: dict[int, NewSeq]
     hidden: Tensor
     hidden_rows: npt.NDArray[np.int64]
+    ids: Tensor
 
     def sequence_of(self, difference: Difference) -> int:
         """The index in ``plan.seqs`` of the sequence in which a difference is greatest."""
         ends = np.cumsum([s.n for s in self.plan.seqs])
         return int(np.searchsorted(ends, difference.row, side="right"))
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The tokens that a step chose, one after the other: accepted drafts, which were chosen too, and those behind them.
+
+    seq     the sequence, as an index in plan.seqs; place: which of its choices it is
+    row     the row; length: the tokens before it
+    token   which of the step's tokens it was chosen behind
+    got     the chosen token
+    """
+
+    seq: Ints
+    place: Ints
+    row: Ints
+    length: Ints
+    token: Ints
+    got: Ints
+
+    @classmethod
+    def of(cls, plan: StepPlan, result: StepResult, which: list[int]) -> Choices:
+        ends = np.cumsum([s.n for s in plan.seqs]).tolist()
+        fields = [
+            (i, place, s.row, s.start + s.n - s.n_draft + place, ends[i] - 1 - s.n_draft + place, token)
+            for i in which
+            for s in (plan.seqs[i],)
+            for place, token in enumerate(result.tokens[i])
+        ]
+        return cls(*np.array(fields, np.int64).reshape(-1, 6).T)
 
 
 def chosen(step: int, share: float) -> bool:
@@ -145,22 +177,24 @@ class VerifiedRunner:
     @torch.inference_mode()
     def _verify(self, step: Any, result: StepResult, masks: Mapping[int, Any]) -> None:
         runner, plan = self.runner, step.plan
-        found = wrong_inputs(plan, self._tables.rows, runner.block_size, step.inputs, runner.tokens)
+        found = wrong_inputs(plan, self._tables.rows, runner.block_size, step.inputs, runner.tokens, result.accepted)
         if not found:  # else the ops might look for keys outside the cache
             checks = self._forward_checks(step)
-            which = self._looked_at(plan)
-            lockstep = Lockstep(runner.model.ops, self._names, self._positions(step, which), stage="logits: ")
-            logits = self._twin(lockstep).logits(self._hidden(step, which)) if which else None
+            looked_at = self._looked_at(plan, result)
+            lockstep = Lockstep(runner.model.ops, self._names, looked_at.token, stage="logits: ")
+            some = len(looked_at.token) > 0
+            logits = self._twin(lockstep).logits(self._hidden(step, looked_at.token)) if some else None
             found = differences(checks + lockstep.checks)
             if logits is not None:
-                found += self._wrong_choices(step, which, logits, result, masks)
+                found += self._wrong_choices(looked_at, logits, masks)
             found = found or self._wrong_pasts(step)  # wrong ops would leave a wrong past
         self.steps += 1
         if found:
             self.divergences += 1
             tables, started, rows = self._tables.rows, self._started, step.hidden_rows
             hidden = step.hidden[: len(rows)]
-            self._on_divergence(Divergence(runner, plan, masks, found, tables, started, hidden, rows))
+            ids = step.inputs.ids[: plan.num_tokens]
+            self._on_divergence(Divergence(runner, plan, masks, found, tables, started, hidden, rows, ids))
 
     def _forward_checks(self, step: Any) -> list[Check]:
         """The step's forward pass in lockstep, and its outcome against the one that was launched."""
@@ -176,32 +210,32 @@ class VerifiedRunner:
         tolerance = REPEATED * TOLERANCE[hidden.dtype]
         return [*lockstep.checks, Check("hidden states", shapes_of([], hidden), tolerance, errors, rows)]
 
-    def _looked_at(self, plan: StepPlan) -> list[int]:
-        """The plan.seqs whose logits and choices are looked at: all that sample, or some of them in turn."""
-        which = [i for i, s in enumerate(plan.seqs) if s.samples]
-        most = max(1, SCORES // self.runner.model.config.vocab_size)
-        if len(which) <= most:
-            return which
-        first = plan.step * most % len(which)
-        return sorted((which + which)[first : first + most])
+    def _looked_at(self, plan: StepPlan, result: StepResult) -> Choices:
+        """The choices whose logits are looked at: those of all sequences that sample, or of some of them in turn."""
+        which = [i for i, s in enumerate(plan.seqs) if result.tokens[i]]
+        most = max(1, SCORES // self.runner.model.config.vocab_size // (1 + max(s.n_draft for s in plan.seqs)))
+        if len(which) > most:
+            first = plan.step * most % len(which)
+            which = sorted((which + which)[first : first + most])
+        return Choices.of(plan, result, which)
 
-    def _wrong_choices(
-        self, step: Any, which: list[int], logits: Tensor, result: StepResult, masks: Mapping[int, Any]
-    ) -> list[Difference]:
-        """Those of ``which`` (plan.seqs) whose token is not what the reference chooses by ``logits``, or got lost."""
-        rows, lengths = step.rows[which], step.end[which]
+    def _wrong_choices(self, choices: Choices, logits: Tensor, masks: Mapping[int, Any]) -> list[Difference]:
+        """Those that are not what the reference chooses by ``logits``, or got lost."""
+        rows, lengths, got = choices.row, choices.length, choices.got
         tokens = torch.as_tensor(self.runner.tokens)
         kept = tokens[torch.from_numpy(rows).to(tokens.device), : int(lengths.max()) + 1].cpu().numpy()
         history = np.zeros((int(rows.max()) + 1, kept.shape[1]), kept.dtype)
         history[rows] = kept
-        got = np.array([result.tokens[i][0] for i in which])
-        by_position = {k: masks[i] for k, i in enumerate(which) if i in masks}
+        by_position = {}
+        for k, (i, place) in enumerate(zip(choices.seq.tolist(), choices.place.tolist())):
+            if i in masks:
+                by_position[k] = masks[i] if masks[i].ndim == 1 else masks[i][place]
         wrong = wrong_choices(logits, got, self.runner.sampler, rows, lengths, history, by_position)
-        at = self._positions(step, which)
         problem = "the token's score is {:.2g} behind the best, allowed {:.2g}"
-        found = [Difference("sample", problem.format(*wrong[i]), int(at[i])) for i in sorted(wrong)]
+        at = choices.token.tolist()
+        found = [Difference("sample", problem.format(*wrong[i]), at[i]) for i in sorted(wrong)]
         lost = np.flatnonzero(history[rows, lengths] != got)
-        return found + [Difference("sample", "the chosen token is not in its row", int(at[i])) for i in lost]
+        return found + [Difference("sample", "the chosen token is not in its row", at[i]) for i in lost]
 
     def _wrong_pasts(self, step: Any) -> list[Difference]:
         """The earlier K/V of some of the step's sequences, one after the other in turn."""
@@ -221,13 +255,10 @@ class VerifiedRunner:
         twin.ops = lockstep
         return twin
 
-    def _hidden(self, step: Any, which: list[int]) -> Tensor:
-        at = np.searchsorted(step.hidden_rows, self._positions(step, which))
+    def _hidden(self, step: Any, tokens: Ints) -> Tensor:
+        """The hidden states of these of the step's tokens."""
+        at = np.searchsorted(step.hidden_rows, tokens)
         return step.hidden[torch.from_numpy(at).to(step.hidden.device)]
-
-    def _positions(self, step: Any, which: list[int]) -> npt.NDArray[np.int64]:
-        """The last token of each of these sequences, counted in the step."""
-        return np.asarray(step.cu_q[1:][which] - 1, np.int64)
 
     def _synchronize(self) -> None:
         if self.runner.caches[0][0].is_cuda:

@@ -40,7 +40,12 @@ def work(checkpoint: Path, folder: Path, monkeypatch, requests=REQUESTS, **setti
     return llm
 
 
-@pytest.mark.parametrize("settings", [{}, {"batch_invariant": True}], ids=["", "batch_invariant"])
+LOOKUP = {"method": "ngram", "prompt_lookup_min": 1, "num_speculative_tokens": 2, "adaptive": False}
+SETTINGS = {"": {}, "batch_invariant": {"batch_invariant": True}, "drafts": {"speculative_config": LOOKUP}}
+DRAFTS = {"speculative_config": {"model": "pocket-draft", "adaptive": False}}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_every_step_agrees_with_the_reference(checkpoint, tmp_path, monkeypatch, settings) -> None:
     llm = work(checkpoint, tmp_path, monkeypatch, **settings)
     stats = llm.stats()
@@ -50,7 +55,7 @@ def test_every_step_agrees_with_the_reference(checkpoint, tmp_path, monkeypatch,
 
 @pytest.mark.skipif(not COMPILED, reason="needs a GPU")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("settings", [{}, {"enforce_eager": True}, {"batch_invariant": True}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"enforce_eager": True}, {"batch_invariant": True}, DRAFTS], ids=str)
 def test_the_embedded_model_under_load(tmp_path, dtype, settings) -> None:
     """Graphs of many sizes, run-ahead, chunks, preemption and swapping, forks, embeddings; each step is verified."""
     llm = LLM(

@@ -24,6 +24,8 @@ from quire.reference import ops as reference_ops
 from quire.reference.control import kv_manager
 from quire.reference.ops import AttnMeta, invariant
 from quire.reference.sampling import sample
+from quire.reference.speculation.ngram import NGram
+from quire.reference.speculation.proposer import Draft, View
 from quire.verify import report
 from quire.verify.__main__ import main
 from quire.verify.replay import read, replay
@@ -68,7 +70,16 @@ def work(llm: LLM) -> Any:
 # ------------------------------------------------------------------------------------------- a plane without a fault
 
 
-@pytest.mark.parametrize("settings", [{}, TIGHT, TIGHT | {"async_scheduling": True}], ids=["", "tight", "run-ahead"])
+LOOKUP = {"method": "ngram", "prompt_lookup_min": 1, "num_speculative_tokens": 4, "adaptive": False}
+SETTINGS = {
+    "": {},
+    "tight": TIGHT,
+    "run-ahead": TIGHT | {"async_scheduling": True},
+    "drafts": TIGHT | {"speculative_config": LOOKUP},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_a_healthy_engine_verifies_each_step_and_answers_the_same_bit_by_bit(checkpoint, tmp_path, settings) -> None:
     expected = work(engine(checkpoint, tmp_path, **settings))
     llm = engine(checkpoint, tmp_path, verify=1, **settings)
@@ -231,6 +242,27 @@ def test_a_runner_that_mixes_up_its_slots_is_found(checkpoint, tmp_path, monkeyp
     recording = read(min(tmp_path.iterdir()))
     assert recording.about["differences"][0]["what"] == "inputs, slot"
     assert replay(recording)[0].differences[0].what == "inputs, slot"
+
+
+def test_a_draft_that_is_accepted_wrongly_is_found(checkpoint, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("quire.reference.sampling.verification.agreement", lambda own, drafts: len(drafts))
+    llm = engine(checkpoint, tmp_path, verify=1, speculative_config=LOOKUP)
+    monkeypatch.setattr(llm.engine.runner.runner, "proposer", Guesses())
+    llm.generate([{"prompt_token_ids": BEGINNING}], SamplingParams(max_tokens=9), use_tqdm=False)
+    recording = read(min(tmp_path.iterdir()))
+    assert recording.about["differences"][0]["what"] == "inputs, ids", "what was computed is not what was kept"
+    (run,) = replay(recording)
+    assert run.differences == [], "the drafts are tokens like others when the step is run again, and it is right"
+
+
+class Guesses(NGram):
+    """Drafts that nothing speaks for."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 1)
+
+    def propose(self, view: View) -> list[Draft]:
+        return [Draft([1, 2, 3][: int(want)]) for want in view.want]
 
 
 def test_a_copy_that_is_lost_is_found_in_the_past(checkpoint, tmp_path, monkeypatch) -> None:

@@ -101,7 +101,7 @@ def test_suffix_lookup_remembers_what_others_were_answered():
         ({"speculative_config": "ngram"}, "not a mapping"),
         ({"speculative_config": {"model": "a"}, "speculative_model": "b"}, "has 'model' as well"),
         ({"num_speculative_tokens": 3}, "no proposer is named"),
-        ({"speculative_config": {"method": "ngram"}, "verify": 0.5}, "cannot be verified"),
+        ({"speculative_config": {"method": "ngram", "verification": "rejection"}, "verify": 0.5}, "what was drafted"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(arguments, message):
