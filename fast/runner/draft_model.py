@@ -184,7 +184,7 @@ class DraftModel:
         count, most = len(row), int(want.max())
         size, tokens = smallest(self._sizes, count), smallest(self._tokens, int(n.sum()))
         padded = np.zeros((5, aligned(size + 1)), np.int32)
-        padded[0] = self.rows.padding
+        padded[0], padded[2] = self.rows.padding, 1
         padded[:4, :count] = row, begin, want, np.ones(count)
         padded[4, 1 : count + 1] = np.cumsum(n)
         padded[4, count + 1 :] = n.sum()  # rows of padding have no window
