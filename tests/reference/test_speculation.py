@@ -241,7 +241,7 @@ def test_the_trace_follows_the_blocks_and_tells_the_drafts(tiny, tmp_path):
     while engine.has_unfinished():
         engine.step()
         for seq in engine.scheduler.running:
-            recorded = engine.recorder._tables.rows[seq.row]
+            recorded = engine._watch._tables.rows[seq.row]
             assert recorded[: len(seq.table.blocks)] == seq.table.blocks
             checks += 1
     llm.close()
