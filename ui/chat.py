@@ -14,7 +14,7 @@ from quire.ui.client import Answer, ServerError, until
 from quire.ui.conversation import Turn, answered, log_html, messages, said, tokens
 from quire.ui.examples import EXAMPLES, Example
 from quire.ui.parameters import ENGINE, FIRST, MORE, controls_of, fields, json_value
-from quire.ui.shared import Page, facts, problem, split_target
+from quire.ui.shared import Page, facts, problem, split_target, under_way
 from quire.ui.tokens import tokens_html
 
 FORMS = {  # what the answer may look like -> the field of structured_outputs
@@ -38,9 +38,8 @@ def build_chat(page: Page) -> None:
             status = gr.HTML(elem_id="chat-status", padding=False)
             with gr.Row(elem_classes="composer"):
                 prompt = gr.Textbox(
-                    "", label="Message", show_label=False, lines=1,
-                    placeholder="Your message",
-                    max_lines=8, scale=8, autofocus=True, elem_id="prompt", container=False,
+                    "", label="Message", show_label=False, placeholder="Your message", lines=1, max_lines=8,
+                    scale=8, autofocus=True, elem_id="prompt", container=False,
                 )  # fmt: skip
                 send = gr.Button("Send", variant="primary", scale=1, min_width=84, elem_id="send")
                 stop = gr.Button("Stop", variant="stop", scale=1, min_width=84, interactive=False, elem_id="stop")
@@ -149,7 +148,7 @@ def build_chat(page: Page) -> None:
 
     async def on_send(values: dict[Any, Any]) -> AsyncIterator[dict[Any, Any]]:
         text, conversation = values[prompt], values[turns]
-        if values[running]:
+        if under_way(values[running]):
             gr.Info("An answer is under way: stop it first")
             yield {prompt: gr.skip()}
         elif not text.strip():
@@ -164,7 +163,7 @@ def build_chat(page: Page) -> None:
         conversation = values[turns]
         while conversation and conversation[-1]["role"] == "assistant":
             conversation = conversation[:-1]
-        if values[running] or not conversation:
+        if under_way(values[running]) or not conversation:
             yield {log: gr.skip()}
             return
         async for update in answer(values, conversation):
@@ -176,7 +175,7 @@ def build_chat(page: Page) -> None:
         place = int(wanted["turn"])
         if wanted["do"] == "tokens":
             yield {token_view: tokens_html(tokens(conversation[place])), sides: gr.update(selected="tokens")}
-        elif values[running]:
+        elif under_way(values[running]):
             yield {log: gr.skip()}
         elif wanted["do"] == "regenerate":
             async for update in on_again(values | {turns: conversation[: place + 1]}):
@@ -191,7 +190,7 @@ def build_chat(page: Page) -> None:
             stopper.set()
 
     def on_clear(stopper: asyncio.Event | None) -> dict[Any, Any]:
-        if stopper is not None:
+        if under_way(stopper):
             gr.Info("An answer is under way: stop it first")
             return {log: gr.skip()}
         return view([], "") | {token_view: tokens_html([])}

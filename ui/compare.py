@@ -22,7 +22,7 @@ import gradio as gr
 from quire.ui.client import Answer, Body, Client, ServerError, until
 from quire.ui.parameters import FIRST, MORE, Control, controls_of, fields, parsed
 from quire.ui.scenarios import ASSISTANT
-from quire.ui.shared import Page, problem, seconds, split_target
+from quire.ui.shared import Page, problem, seconds, split_target, under_way
 
 EVERY = 0.12  # seconds between two updates of the page
 LISTS = "Copy: piano, lucky, zebra, garden, hill, lamp, whale, plum, dog, ring, guard, light"
@@ -111,7 +111,7 @@ def build_compare(page: Page) -> None:
                 return [Side(f"{control.name} = {shown(body, control)}", url, body) for body in both]
 
     async def on_run(values: dict[Any, Any]) -> AsyncIterator[dict[Any, Any]]:
-        if values[running]:
+        if under_way(values[running]):
             yield {note: gr.skip()}
             return
         stopper = asyncio.Event()

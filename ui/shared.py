@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
@@ -40,6 +41,11 @@ def split_target(value: str | None, client: Client) -> tuple[str, str | None]:
     if url not in client.urls:  # the page may send anything, and we do not fetch just any address for it
         return client.urls[0], None
     return url, model
+
+
+def under_way(stopper: asyncio.Event | None) -> bool:
+    """Whether something streams that has not been told to stop. (What failed unforeseen never took its event back.)"""
+    return stopper is not None and not stopper.is_set()
 
 
 def facts(pairs: Mapping[str, str]) -> str:
