@@ -72,6 +72,12 @@ def test_a_page_in_the_browser(address: str, open_context, screenshot, scheme, l
     screenshot(page, f"site-{language.rstrip('/') or 'en'}-{scheme}")
 
 
+def test_a_notebooks_film_is_in_the_sites_colours(address: str, open_context) -> None:
+    page = open_context(color_scheme="dark").new_page()
+    page.goto(f"{address}/notebooks/04-sharing/")
+    page.frame_locator("iframe").first.locator("quire-trace[theme=dark]").wait_for()
+
+
 @pytest.mark.parametrize(("language", "words"), [("", "copy on write"), ("zh/", "缓存")])
 def test_the_search_finds(address: str, page, language: str, words: str) -> None:
     page.goto(f"{address}/{language}?{urlencode({'q': words})}")
