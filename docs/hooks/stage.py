@@ -43,8 +43,12 @@ log = logging.getLogger("mkdocs.plugins.quire")
 def on_config(config):
     """MkDocs' event: build/docs takes the place of docs/."""
     if Path(config.docs_dir) != STAGED:
-        for path, content in staged().items():
-            _write(STAGED / path, content)
+        files = {STAGED / name: content for name, content in staged().items()}
+        for path, content in files.items():
+            _write(path, content)
+        for path in STAGED.rglob("*"):
+            if path.is_file() and path not in files:
+                path.unlink()
         config.docs_dir = str(STAGED)
     else:  # the next language: names of the Python API are where its own pages have them
         config.plugins["autorefs"].__init__()
