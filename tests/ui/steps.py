@@ -14,7 +14,7 @@ expect.set_options(timeout=30_000)  # a machine with two cores may be busy with 
 def open_page(page: Page, url: str) -> Page:
     """The page at ``url``, once it knows its server."""
     page.goto(url)
-    expect(page.locator("#server .up").first).to_be_visible()
+    expect(page.locator("#server .up")).to_be_visible()
     return page
 
 

@@ -48,6 +48,16 @@ def test_all_traces_have_a_scenario_of_their_own() -> None:
     assert sorted(names) == sorted(file.stem for file in static().with_name("traces").glob("*.jsonl"))
 
 
+def test_both_data_planes_were_told_the_same() -> None:
+    """docs/concepts/two-planes.md shows these two side by side. Of the tokens, tests/fast says it."""
+
+    def told(name: str) -> list[tuple]:
+        steps = read_trace(static().with_name("traces") / f"{name}.jsonl").steps
+        return [(step["plan"], step["tables"], step["events"]) for step in steps]
+
+    assert told("parallel") == told("parallel_reference")
+
+
 def test_there_is_no_trace_of_another_name() -> None:
     with pytest.raises(KeyError, match="there are ahead, ahead_off"):
         trace("nonsense")
