@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from quire.reference.engine import Engine
 
 
-# Tokens that cost a step of each plane as much as its fixed part, on the machines of docs/benchmarks.md.
-FREE_TOKENS = {"reference": 8.0, "cpu": 8.0, "fast": 200.0}
+# Tokens that cost a step of each plane as much as its fixed part, on the machines of docs/benchmarks.md: the row
+# free-tokens of benchmarks.speculation. (The reference takes its time for sequences rather than for their tokens.)
+FREE_TOKENS = {"reference": 100.0, "cpu": 28.0, "fast": 200.0}
 DRAFT_COST = 0.35  # of a draft model's token, as a share of the target's step on a CPU
 # On a GPU a pass takes the time of reading its weights, and that of so many more per layer: 18 µs of short kernels.
 LAYER_BYTES = 80e6

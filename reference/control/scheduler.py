@@ -29,7 +29,7 @@ from quire.reference.control.params import BeamSearchParams, PoolingParams, Requ
 from quire.reference.control.plan import Copy, Fork, NewSeq, SeqPlan, StepPlan, StepResult
 from quire.reference.control.request import Event, FinishReason, Request, SchedulerStats
 from quire.reference.control.sequence import Group, Key, Sequence, Status
-from quire.reference.control.speculation import Speculation
+from quire.reference.control.speculation import Speculation, tokens_to_come
 
 
 class Scheduler:
@@ -153,7 +153,7 @@ class Scheduler:
             return
         length = len(child.tokens) - (token is not None)
         child.table = self.kv.fork(parent.table, length)
-        child.planned = length
+        child.planned, child.followed = length, parent.followed
         self._start(child)
         plan.forks.append(Fork(child.row, parent.row, child.seq_id, length, child.index, child.sampling, token))
 
@@ -181,7 +181,8 @@ class Scheduler:
                 continue
             elif n > budget:
                 n = budget
-            propose = self._drafts_wanted(seq, start + n) if start + n - num_drafts == target else 0
+            end = start + n
+            propose = self._drafts_wanted(seq, end, end - seq.followed) if end - num_drafts == target else 0
             while (grant := reserve(seq.table, start, n, propose if self._lookahead else 0)) is None:
                 if num_drafts or propose:  # nobody is preempted for the sake of drafts
                     n, num_drafts, propose = n - num_drafts, 0, 0
@@ -199,7 +200,7 @@ class Scheduler:
 
     def _schedule_waiting(self, plan: StepPlan, budget: int) -> None:
         """Admit waiting sequences in order of their keys. The first that does not fit stops it: nobody is overtaken."""
-        waiting = self.waiting
+        waiting, newcomers = self.waiting, len(plan.seqs)
         while waiting and budget > 0 and self._free_rows:
             seq = waiting[0][1]
             if seq.status is Status.FINISHED:
@@ -234,22 +235,36 @@ class Scheduler:
             )  # fmt: skip
             plan.swap_in += swap_in
             self._counts.num_swapped_in += len(swap_in)
-            propose = self._drafts_wanted(seq, end) if end == seq.target else 0
-            if propose and self._lookahead:
-                ahead = self.kv.reserve(seq.table, end, 0, propose)
-                if ahead is None:
-                    propose = 0
-                else:
-                    blocks += ahead.new_blocks
-            self._plan_sequence(plan, seq, start, end, 0, blocks, write, propose)
+            self._plan_sequence(plan, seq, start, end, 0, blocks, write)
             budget -= end - start
+        if self._speculation is not None:  # not before it is known how many have come
+            for i in range(newcomers, len(plan.seqs)):
+                self._ask_newcomer(plan.seqs[i])
 
-    def _drafts_wanted(self, seq: Sequence, end: int) -> int:
-        """How many drafts to ask for behind a step that computes all positions before ``end`` and samples."""
+    def _ask_newcomer(self, planned: SeqPlan) -> None:
+        """Ask for drafts for a sequence that starts with this plan, if it has a token to come and there is room."""
+        seq, end = self.sequences[planned.seq_id], planned.start + planned.n
+        propose = self._drafts_wanted(seq, end, behind=0) if planned.samples else 0
+        if propose and self._lookahead:
+            ahead = self.kv.reserve(seq.table, end, 0, propose)
+            if ahead is None:
+                return
+            planned.new_blocks += ahead.new_blocks
+        if propose:
+            planned.propose, seq.followed, seq.blocked = propose, end, True
+
+    def _drafts_wanted(self, seq: Sequence, end: int, behind: int) -> int:
+        """How many drafts to ask for behind a step that computes all positions before ``end`` and samples.
+
+        behind: what a draft model has missed. For a sequence that starts it is 0: what the prefix cache has, the draft
+        model mostly has as well, and the rest is a small part of what its prompt costs anyway.
+        """
         if self._speculation is None or seq.acceptance is None or seq.max_len - end < 3:
             return 0
+        to_come = tokens_to_come(end - seq.prompt_len, seq.max_len - end)
+        wanted = self._speculation.length(seq.acceptance, len(self.running), behind, to_come)
         # There must be room for them, and for the target's own token, even if this step's drafts are all accepted.
-        return min(self._speculation.length(seq.acceptance, len(self.running)), seq.max_len - end - 2)
+        return min(wanted, seq.max_len - end - 2)
 
     def _plan_sequence(
         self,
@@ -280,6 +295,8 @@ class Scheduler:
             if group.num_unforked:
                 self._to_fork.append(group)
             # How far it gets, or what the next step verifies, is known when this step is back.
+            if propose:
+                seq.followed = end
             waits = num_drafts > 0 or propose > 0
             seq.blocked = waits or isinstance(group.request.params, BeamSearchParams)
 
@@ -328,7 +345,7 @@ class Scheduler:
             swaps = self.kv.swap_out(seq.table, seq.planned)
         if swaps is None:  # by recompute, or the swap space is full
             self.kv.release(seq.table)
-            seq.planned = 0
+            seq.planned = seq.followed = 0
         else:
             plan.swap_out += swaps
             self._counts.num_swapped_out += len(swaps)

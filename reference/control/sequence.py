@@ -46,6 +46,7 @@ class Sequence:
     in_flight    launched steps that will bring it tokens
     drafts       tokens that the proposer offers for the next step; the runner has them too
     acceptance   how its drafts have fared lately; None: it does not speculate
+    followed     positions before this one a draft model has computed, if there is one
     blocked      may not be planned now: its length depends on drafts in flight, or it is a beam awaiting its siblings
     candidates   of a beam that has reported: its likeliest next tokens
     choices      of a beam that goes on: (token, cumulative log-probability) for it and the children it forks
@@ -69,6 +70,7 @@ class Sequence:
     in_flight: int = 0
     drafts: Tokens[int] = ()
     acceptance: Acceptance | None = None
+    followed: int = 0
     blocked: bool = False
     cumulative_logprob: float = 0.0
     candidates: Logprobs | None = None
