@@ -1,6 +1,7 @@
 """Speculative decoding on the embedded model: how many drafts are accepted, and what that is worth.
 
-    python -m benchmarks.speculation [--backend reference] [--repeat 5] [--only copy,json] [--json PATH]
+    python -m benchmarks.speculation [--backend reference] [--repeat 5] [--only copy,json] [--json PATH] [--plot SVG]
+    python -m benchmarks.speculation --from PATH --plot SVG
 
     accepted/t0, accepted/t0.7    drafts accepted per verification of k = 5 by pocket-draft, the target's own token not
                                   counted, pooled over the tasks of ``quire.zoo.evaluate`` at that temperature, one
@@ -10,9 +11,14 @@
                                   draft model and as many drafts as the controller wants (5 at most)
     speedup-ngram/TASK/bN         the same with prompt lookup
     mean-tokens/TASK/bN           tokens per verification there
+    step/bN/kK                    a step of N sequences with K drafts each, next to a step of one sequence without
+    draft/bN                      a drafted token of each of N sequences, next to a step of theirs without drafts
+    free-tokens                   of the line through all step/…: tokens that cost as much as the part without any
 
 Answers are the same with and without: the program stops if they are not. The times are of generating: the prompts' K/V
 is in the prefix cache. Ratios are medians over repetitions, within each of which all take turns.
+
+``--plot`` draws when speculation pays, from the costs measured (``benchmarks.speculation_plot``).
 """
 
 from __future__ import annotations
@@ -23,9 +29,13 @@ import time
 from statistics import median
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
+from benchmarks import speculation_plot
 from quire import LLM, SamplingParams
+from quire.reference.control.plan import StepPlan
+from quire.reference.speculation.proposer import Draft, View
 from quire.report import Row, show, write
 from quire.zoo import model_path
 from quire.zoo.evaluate import GOALS, Question, questions
@@ -33,6 +43,7 @@ from quire.zoo.world import stories
 
 TASKS = {"copy": "copy", "json": "json", "recall": "recall-1k", "facts": "facts", "tools": "tool-call", "stories": None}
 BATCHES = (1, 8, 32)
+COST_BATCHES = (1, 2, 4, 8, 16, 32)
 ONE_BY_ONE = 8  # requests that a measurement with one request at a time consists of
 METHODS = {"": {"model": "pocket-draft"}, "-ngram": {"method": "ngram"}}
 K = 5
@@ -94,6 +105,54 @@ def speedups(llms: dict[str, LLM], task: str, texts: list[dict[str, Any]], batch
     return rows
 
 
+class Certain:
+    """Offers as many drafts as are wanted, for nothing: what a verification costs does not depend on what they are."""
+
+    def allocate_kv(self, num_blocks: int, num_host_blocks: int) -> None: ...
+
+    def follow(self, plan: StepPlan, tokens: Any, row_len: Any) -> None: ...
+
+    def propose(self, view: View) -> list[Draft]:
+        return [Draft([7] * int(want)) for want in view.want]
+
+
+def stepped(llm: LLM, texts: list[dict[str, Any]]) -> float:
+    """Seconds of a step while all ``texts`` are being answered; prompts and the first drafts are not counted."""
+    params = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
+    for text in texts:
+        llm.engine.add_request(text["prompt_token_ids"], params)
+    seconds = []
+    while llm.engine.has_unfinished():
+        began = time.perf_counter()
+        llm.engine.step()
+        seconds.append(time.perf_counter() - began)
+    return median(seconds[2:-1])
+
+
+def costs(settings: dict[str, Any], texts: list[dict[str, Any]], repeat: int) -> list[Row]:
+    """What steps and drafts cost, in steps of one sequence."""
+    llms = {0: LLM("pocket", **settings)}
+    for k in (1, 3, 5):
+        fixed = {"num_speculative_tokens": k, "adaptive": False}
+        llms[k] = LLM("pocket", **settings, speculative_config=fixed | {"method": "ngram"})
+        llms[k].engine.runner.proposer = Certain()
+    fixed = {"num_speculative_tokens": K, "adaptive": False}
+    drafting = LLM("pocket", **settings, speculative_config=fixed | {"model": "pocket-draft"})
+    steps: dict[tuple[int, int], list[float]] = {(batch, k): [] for batch in COST_BATCHES for k in llms}
+    drafts: dict[int, list[float]] = {batch: [] for batch in COST_BATCHES}
+    for _ in range(repeat):
+        one = stepped(llms[0], texts[:1])
+        for batch in COST_BATCHES:
+            for k, llm in llms.items():
+                steps[batch, k].append(stepped(llm, texts[:batch]) / one)
+            whole = stepped(drafting, texts[:batch]) / one
+            drafts[batch].append((whole - steps[batch, K][-1]) / K / steps[batch, 0][-1])
+    rows = [Row(f"step/b{b}/k{k}", median(found), f"for {b * (1 + k)} tokens") for (b, k), found in steps.items()]
+    rows += [Row(f"draft/b{b}", median(found), "of a step") for b, found in drafts.items()]
+    slope, fixed_part = np.polyfit([b * (1 + k) for b, k in steps], [median(f) for f in steps.values()], 1)
+    return [*rows, Row("free-tokens", fixed_part / slope, "tokens")]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", default="auto", choices=("auto", "reference", "fast"))
@@ -101,7 +160,16 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=6, help="prompts per task of accepted/…")
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(TASKS), help="tasks of speedup/…")
     parser.add_argument("--json")
+    parser.add_argument("--plot", help="an SVG file")
+    parser.add_argument("--from", dest="measured", help="what --json has written: only plot it")
     args = parser.parse_args()
+    if args.measured:
+        if not args.plot:
+            parser.error("--from says what to plot, --plot where to")
+        speculation_plot.draw(args.measured, args.plot)
+        return
+    if args.plot and not args.json:
+        parser.error("--plot draws what --json has written: give both")
     # Bitwise equal texts are what is promised with batch_invariant, so that is what is measured, on both sides.
     settings = {"dtype": "float32", "device": "cpu", "backend": args.backend, "batch_invariant": True}
     settings |= {"max_num_seqs": 32, "num_blocks": 4000}
@@ -125,8 +193,12 @@ def main() -> None:
         for batch in BATCHES:
             rows += speedups(llms, task, texts, batch, args.repeat)
     show(rows, f"speculation on pocket, k = {K} at most")
+    found = costs(settings, prompts(llms["plain"], asked("json", max(COST_BATCHES), tokenizer)), args.repeat)
+    show(found, "what steps cost, in steps of one sequence")
     if args.json:
-        write(args.json, rows, "python -m benchmarks.speculation")
+        write(args.json, rows + found, "python -m benchmarks.speculation")
+    if args.plot:
+        speculation_plot.draw(args.json, args.plot)
 
 
 if __name__ == "__main__":
