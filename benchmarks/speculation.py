@@ -16,7 +16,8 @@
     free-tokens                   of the line through all step/…: tokens that cost as much as the part without any
 
 Answers are the same with and without: the program stops if they are not. The times are of generating: the prompts' K/V
-is in the prefix cache. Ratios are medians over repetitions, within each of which all take turns.
+is in the prefix cache. Ratios are medians over repetitions, within each of which all take turns. ``--cpu-time`` counts the processor's time instead of the clock's, for
+a machine that others use as well; it says the same as long as there is one thread (OMP_NUM_THREADS=1).
 
 ``--plot`` draws when speculation pays, from the costs measured (``benchmarks.speculation_plot``).
 """
@@ -26,6 +27,7 @@ from __future__ import annotations
 import argparse
 import random
 import time
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -47,6 +49,7 @@ COST_BATCHES = (1, 2, 4, 8, 16, 32)
 ONE_BY_ONE = 8  # requests that a measurement with one request at a time consists of
 METHODS = {"": {"model": "pocket-draft"}, "-ngram": {"method": "ngram"}}
 K = 5
+Clock = Callable[[], float]
 
 
 def asked(task: str | None, count: int, tokenizer: Tokenizer) -> list[Question]:
@@ -74,26 +77,28 @@ def accepted(llm: LLM, texts: list[dict[str, Any]], temperature: float, name: st
     return Row(name, count / steps, f"of {K} ({share:.0%} of those offered)")
 
 
-def timed(llm: LLM, texts: list[dict[str, Any]], batch: int) -> tuple[float, list[list[int]]]:
+def timed(llm: LLM, texts: list[dict[str, Any]], batch: int, clock: Clock) -> tuple[float, list[list[int]]]:
     """Seconds for all texts, ``batch`` at a time, and what came."""
     params = SamplingParams(temperature=0, max_tokens=96)
     outputs = []
-    began = time.perf_counter()
+    began = clock()
     for i in range(0, len(texts), batch):
         outputs += llm.generate(texts[i : i + batch], params, use_tqdm=False)
-    return time.perf_counter() - began, [o.outputs[0].token_ids for o in outputs]
+    return clock() - began, [o.outputs[0].token_ids for o in outputs]
 
 
-def speedups(llms: dict[str, LLM], task: str, texts: list[dict[str, Any]], batch: int, repeat: int) -> list[Row]:
+def speedups(
+    llms: dict[str, LLM], task: str, texts: list[dict[str, Any]], batch: int, repeat: int, clock: Clock
+) -> list[Row]:
     texts = texts[: max(batch, ONE_BY_ONE)]
     ratios: dict[str, list[float]] = {name: [] for name in METHODS}
     for llm in llms.values():
-        timed(llm, texts, batch)  # fills the prefix cache
+        timed(llm, texts, batch, clock)  # fills the prefix cache
     before = {name: llms[name].stats() for name in METHODS}
     for _ in range(repeat):
-        plain, truth = timed(llms["plain"], texts, batch)
+        plain, truth = timed(llms["plain"], texts, batch, clock)
         for name in METHODS:
-            seconds, got = timed(llms[name], texts, batch)
+            seconds, got = timed(llms[name], texts, batch, clock)
             if got != truth:
                 raise SystemExit(f"{task}, {batch} at once: speculation{name} has changed a text")
             ratios[name].append(plain / seconds)
@@ -116,20 +121,20 @@ class Certain:
         return [Draft([7] * int(want)) for want in view.want]
 
 
-def stepped(llm: LLM, texts: list[dict[str, Any]]) -> float:
+def stepped(llm: LLM, texts: list[dict[str, Any]], clock: Clock) -> float:
     """Seconds of a step while all ``texts`` are being answered; prompts and the first drafts are not counted."""
     params = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
     for text in texts:
         llm.engine.add_request(text["prompt_token_ids"], params)
     seconds = []
     while llm.engine.has_unfinished():
-        began = time.perf_counter()
+        began = clock()
         llm.engine.step()
-        seconds.append(time.perf_counter() - began)
+        seconds.append(clock() - began)
     return median(seconds[2:-1])
 
 
-def costs(settings: dict[str, Any], texts: list[dict[str, Any]], repeat: int) -> list[Row]:
+def costs(settings: dict[str, Any], texts: list[dict[str, Any]], repeat: int, clock: Clock) -> list[Row]:
     """What steps and drafts cost, in steps of one sequence."""
     llms = {0: LLM("pocket", **settings)}
     for k in (1, 3, 5):
@@ -141,11 +146,11 @@ def costs(settings: dict[str, Any], texts: list[dict[str, Any]], repeat: int) ->
     steps: dict[tuple[int, int], list[float]] = {(batch, k): [] for batch in COST_BATCHES for k in llms}
     drafts: dict[int, list[float]] = {batch: [] for batch in COST_BATCHES}
     for _ in range(repeat):
-        one = stepped(llms[0], texts[:1])
+        one = stepped(llms[0], texts[:1], clock)
         for batch in COST_BATCHES:
             for k, llm in llms.items():
-                steps[batch, k].append(stepped(llm, texts[:batch]) / one)
-            whole = stepped(drafting, texts[:batch]) / one
+                steps[batch, k].append(stepped(llm, texts[:batch], clock) / one)
+            whole = stepped(drafting, texts[:batch], clock) / one
             drafts[batch].append((whole - steps[batch, K][-1]) / K / steps[batch, 0][-1])
     rows = [Row(f"step/b{b}/k{k}", median(found), f"for {b * (1 + k)} tokens") for (b, k), found in steps.items()]
     rows += [Row(f"draft/b{b}", median(found), "of a step") for b, found in drafts.items()]
@@ -159,6 +164,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--n", type=int, default=6, help="prompts per task of accepted/…")
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(TASKS), help="tasks of speedup/…")
+    parser.add_argument("--cpu-time", action="store_true", help="processor's time instead of the clock's")
     parser.add_argument("--json")
     parser.add_argument("--plot", help="an SVG file")
     parser.add_argument("--from", dest="measured", help="what --json has written: only plot it")
@@ -170,6 +176,7 @@ def main() -> None:
         return
     if args.plot and not args.json:
         parser.error("--plot draws what --json has written: give both")
+    clock = time.process_time if args.cpu_time else time.perf_counter
     # Bitwise equal texts are what is promised with batch_invariant, so that is what is measured, on both sides.
     settings = {"dtype": "float32", "device": "cpu", "backend": args.backend, "batch_invariant": True}
     settings |= {"max_num_seqs": 32, "num_blocks": 4000}
@@ -186,17 +193,20 @@ def main() -> None:
             rows.append(accepted(llm, tales, temperature, f"{prefix}stories/{suffix}"))
     show(rows, "accepted drafts")
     llms = {"plain": LLM("pocket", **settings)}
+    found = costs(settings, prompts(llms["plain"], asked("json", max(COST_BATCHES), tokenizer)), args.repeat, clock)
+    show(found, "what steps cost, in steps of one sequence")
+    rows += found
+    if args.json:
+        write(args.json, rows, "python -m benchmarks.speculation")
     for name, method in METHODS.items():
         llms[name] = LLM("pocket", **settings, speculative_config=method | {"num_speculative_tokens": K})
     for task in args.only:
         texts = prompts(llms["plain"], asked(TASKS[task], max(BATCHES), tokenizer))
         for batch in BATCHES:
-            rows += speedups(llms, task, texts, batch, args.repeat)
+            rows += speedups(llms, task, texts, batch, args.repeat, clock)
     show(rows, f"speculation on pocket, k = {K} at most")
-    found = costs(settings, prompts(llms["plain"], asked("json", max(COST_BATCHES), tokenizer)), args.repeat)
-    show(found, "what steps cost, in steps of one sequence")
     if args.json:
-        write(args.json, rows + found, "python -m benchmarks.speculation")
+        write(args.json, rows, "python -m benchmarks.speculation")
     if args.plot:
         speculation_plot.draw(args.json, args.plot)
 

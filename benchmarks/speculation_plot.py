@@ -2,7 +2,7 @@
 
 Left, what a step costs by its number of tokens, measured, and the line ``free_tokens + T`` that the controller believes
 in. Right of it what the best number of drafts brings, by the chance that one more draft agrees: tokens per cost, where
-a plain step has 1. Costs are those measured for each batch, not the line's; between measured k the cost is interpolated.
+a plain step has 1. Costs are those measured for each batch, not the line's; between measured k they are interpolated.
 """
 
 from __future__ import annotations

@@ -13,11 +13,12 @@ sequence, older verifications fading away; a new sequence begins with what the e
 would ever be learned, so one draft is tried now and then, after pauses that double while it does not help; not where
 even drafts that always agree would bring no quarter more.
 
-A draft model is dearer in two ways. A pass costs hardly less for one sequence than for all, so the engine's luck decides
-first whether anybody drafts at all. And it does not run along with the target: a sequence for which it begins late, or
-again, is ``behind`` by all that came meanwhile. Computing that takes ``draft_cost`` · ``behind`` tokens' time once; each
-token still to come then saves ``1 - 1 / quotient`` of its share of a plain step, (free_tokens + B) / B. How many those
-are nobody knows. The guess is as many as the sequence has brought so far, and a few at least.
+A draft model is dearer in two ways. A pass costs hardly less for one sequence than for all, so the engine's luck
+decides first whether anybody drafts at all. And it does not run along with the target: a sequence for which it begins
+late, or again, is ``behind`` by all that came meanwhile. Computing that takes the time of ``draft_cost`` · ``behind``
+tokens, once; each token still to come then saves ``1 - 1 / quotient`` of its share of a plain step, which is
+(free_tokens + B) / B. How many those are nobody knows. The guess is as many as the sequence has brought so far, and a
+few at least.
 
 Nothing in here can change a text: only how many of its tokens come in one step.
 """

@@ -9,11 +9,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from quire import LLM, SamplingParams
 from quire.reference.control import philox
 from quire.reference.sampling import SamplerState, distribution, draw, reject, rejection, sample
-from tests.reference.test_speculation import Scripted, speculation
+from tests.reference.test_metamorphic import assert_drained, gist
+from tests.reference.test_speculation import Scripted, any_params, any_prompt, speculation
 from tests.toys import tiny_checkpoint
 
 VOCAB, ROWS, DRAFTS = 8, 200_000, 2
@@ -161,3 +164,45 @@ def test_an_engine_with_rejection_keeps_greedy_texts_and_repeats_itself(folder):
     llm = LLM(folder, **settings, **speculation(3, verification="rejection"))
     llm.engine.runner.proposer = Scripted(0.5, 384, {(1, 2, 3): [truth.token_ids]})
     assert llm.generate([1, 2, 3], greedy, use_tqdm=False)[0].outputs[0].token_ids == truth.token_ids
+
+
+@settings(max_examples=15)
+@given(st.data())
+def test_whatever_is_drafted_the_rules_of_the_request_hold(folder, data):
+    """Its text is another than without, but ends where it must, has no token that it must not have, and repeats itself.
+
+    Greedy requests keep even their text, and so does a request that goes without drafts.
+    """
+    common = {"dtype": "float32", "device": "cpu", "backend": "reference", "batch_invariant": True}
+    common |= {"max_model_len": 96, "block_size": 4}
+    requests = data.draw(st.lists(st.tuples(any_prompt, any_params), min_size=1, max_size=4))
+    prompts, params = [p for p, _ in requests], [s for _, s in requests]
+    plain = LLM(folder, **common, num_blocks=100)
+    truth = [gist(o) for o in plain.generate(prompts, params, use_tqdm=False)]
+    known = {tuple(prompt): [c[2] for c in got] for prompt, (got, _) in zip(prompts, truth)}
+    config = {"num_speculative_tokens": data.draw(st.integers(1, 8)), "adaptive": False, "verification": "rejection"}
+    right = data.draw(st.sampled_from([None, 0.0, 0.7]))
+    config |= {"model": folder} if right is None else {"method": "ngram"}
+    few = {"num_blocks": 25 + data.draw(st.sampled_from([0, 3, 80])), "max_num_seqs": 5}
+    texts = []
+    for _ in range(2):
+        llm = LLM(folder, **common, **few, speculative_config=config)
+        if right is not None:
+            llm.engine.runner.proposer = Scripted(right, 384, known)
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+        assert_drained(llm)
+        texts.append([[c.token_ids for c in output.outputs] for output in outputs])
+    assert texts[0] == texts[1]
+    for output, own, (got, _) in zip(outputs, params, truth):
+        if own.temperature == 0 or own.speculative is False:
+            assert [c.token_ids for c in output.outputs] == [c[2] for c in got]
+        assert len(output.outputs) == own.n
+        for choice in output.outputs:
+            ids, stops = choice.token_ids, set(own.stop_token_ids)
+            assert own.min_tokens <= len(ids) <= own.max_tokens
+            assert not stops & set(ids[:-1]) and (choice.finish_reason == "stop") == (ids[-1] in stops)
+            assert choice.finish_reason == "stop" or len(ids) == own.max_tokens
+            assert 300 not in ids or own.logit_bias is None
+            assert own.logprobs is None or len(choice.logprobs) == len(ids)
+            for word in own.bad_words_token_ids:
+                assert all(tuple(ids[i : i + len(word)]) != word for i in range(len(ids)))

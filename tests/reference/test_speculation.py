@@ -172,6 +172,42 @@ def test_any_request_in_any_company_is_answered_the_same(tiny, plain, data):
             assert output.metrics.num_draft_tokens == 0
 
 
+@settings(max_examples=10)
+@given(st.data())
+def test_suffix_lookup_knows_the_second_time_and_changes_nothing(tiny, plain, data):
+    """Everything is asked twice in one engine, the second time next to what remembers the first."""
+    requests = data.draw(st.lists(st.tuples(any_prompt, any_params), min_size=1, max_size=4))
+    truth = [gist(plain.generate(prompt, params, use_tqdm=False)[0]) for prompt, params in requests]
+    suffix = {"method": "suffix", "num_speculative_tokens": data.draw(st.integers(1, 8)), "adaptive": False}
+    llm = tiny(
+        speculative_config=suffix | {"prompt_lookup_min": 1},
+        block_size=4,
+        num_blocks=25 + data.draw(st.sampled_from([0, 3, 80])),
+        max_num_seqs=data.draw(st.integers(3, 8)),
+        preemption_mode=data.draw(st.sampled_from(["recompute", "swap"])),
+        async_scheduling=data.draw(st.booleans()),
+    )
+    for _ in range(2):
+        outputs = llm.generate([p for p, _ in requests], [s for _, s in requests], use_tqdm=False)
+        assert [gist(output) for output in outputs] == truth
+    assert_drained(llm)
+
+
+def test_suffix_lookup_gains_from_the_outputs_of_others_even_among_preemptions(tiny, plain):
+    params = SamplingParams(temperature=1.0, seed=3, max_tokens=60, ignore_eos=True)
+    requests = [[i, 2, 3] for i in range(1, 5)]
+    truth = [plain.generate(p, params, use_tqdm=False)[0].outputs[0].token_ids for p in requests]
+    suffix = {"method": "suffix", "num_speculative_tokens": 6, "adaptive": False}
+    llm = tiny(speculative_config=suffix, block_size=4, num_blocks=40, preemption_mode="swap")
+    accepted = []
+    for _ in range(2):
+        outputs = llm.generate(requests, params, use_tqdm=False)
+        assert [o.outputs[0].token_ids for o in outputs] == truth
+        accepted.append(llm.stats().num_accepted_tokens)
+    assert llm.stats().num_preemptions > 0
+    assert accepted[1] - accepted[0] > max(100, 2 * accepted[0])
+
+
 FORMS = {
     "json": StructuredOutputsParams(json={"type": "object", "properties": {"a": {"type": "integer", "maximum": 99}}}),
     "choice": StructuredOutputsParams(choice=["one", "two or three", "ten"]),
