@@ -16,8 +16,9 @@
     free-tokens                   of the line through all step/…: tokens that cost as much as the part without any
 
 Answers are the same with and without: the program stops if they are not. The times are of generating: the prompts' K/V
-is in the prefix cache. Ratios are medians over repetitions, within each of which all take turns. ``--cpu-time`` counts the processor's time instead of the clock's, for
-a machine that others use as well; it says the same as long as there is one thread (OMP_NUM_THREADS=1).
+is in the prefix cache. Ratios are medians over repetitions, within each of which all take turns. ``--cpu-time`` counts
+the processor's time instead of the clock's, for a machine that others use as well; it says the same as long as there is
+one thread (OMP_NUM_THREADS=1).
 
 ``--plot`` draws when speculation pays, from the costs measured (``benchmarks.speculation_plot``).
 """
