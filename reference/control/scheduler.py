@@ -182,7 +182,7 @@ class Scheduler:
             elif n > budget:
                 n = budget
             end = start + n
-            propose = self._drafts_wanted(seq, end, end - seq.followed) if end - num_drafts == target else 0
+            propose = self._drafts_wanted(seq, end) if end - num_drafts == target else 0
             while (grant := reserve(seq.table, start, n, propose if self._lookahead else 0)) is None:
                 if num_drafts or propose:  # nobody is preempted for the sake of drafts
                     n, num_drafts, propose = n - num_drafts, 0, 0
@@ -244,7 +244,7 @@ class Scheduler:
     def _ask_newcomer(self, planned: SeqPlan) -> None:
         """Ask for drafts for a sequence that starts with this plan, if it has a token to come and there is room."""
         seq, end = self.sequences[planned.seq_id], planned.start + planned.n
-        propose = self._drafts_wanted(seq, end, behind=0) if planned.samples else 0
+        propose = self._drafts_wanted(seq, end) if planned.samples else 0
         if propose and self._lookahead:
             ahead = self.kv.reserve(seq.table, end, 0, propose)
             if ahead is None:
@@ -253,14 +253,12 @@ class Scheduler:
         if propose:
             planned.propose, seq.followed, seq.blocked = propose, end, True
 
-    def _drafts_wanted(self, seq: Sequence, end: int, behind: int) -> int:
-        """How many drafts to ask for behind a step that computes all positions before ``end`` and samples.
-
-        behind: what a draft model has missed. For a sequence that starts it is 0: what the prefix cache has, the draft
-        model mostly has as well, and the rest is a small part of what its prompt costs anyway.
-        """
+    def _drafts_wanted(self, seq: Sequence, end: int) -> int:
+        """How many drafts to ask for behind a step that computes all positions before ``end`` and samples."""
         if self._speculation is None or seq.acceptance is None or seq.max_len - end < 3:
             return 0
+        # What the prefix cache has of a prompt, a draft model mostly has too; the rest is a small part of its cost anyway.
+        behind = end - seq.followed if end > seq.prompt_len else 0
         to_come = tokens_to_come(end - seq.prompt_len, seq.max_len - end)
         wanted = self._speculation.length(seq.acceptance, len(self.running), behind, to_come)
         # There must be room for them, and for the target's own token, even if this step's drafts are all accepted.
