@@ -257,7 +257,7 @@ class Scheduler:
         """How many drafts to ask for behind a step that computes all positions before ``end`` and samples."""
         if self._speculation is None or seq.acceptance is None or seq.max_len - end < 3:
             return 0
-        # What the prefix cache has of a prompt, a draft model mostly has too; the rest is a small part of its cost anyway.
+        # What the prefix cache has of a prompt, a draft model mostly has too; the rest is a small part of its cost.
         behind = end - seq.followed if end > seq.prompt_len else 0
         to_come = tokens_to_come(end - seq.prompt_len, seq.max_len - end)
         wanted = self._speculation.length(seq.acceptance, len(self.running), behind, to_come)
