@@ -34,7 +34,7 @@ ASSETS = {"ui/static/quire-trace.js": "assets/quire-trace.js", "ui/static/trace"
 
 LINK = re.compile(r"(?<!!)\[(?P<text>(?:[^\[\]\\]|\\.)*)\]\((?P<target>[^()\s]+)\)")
 TRACE = re.compile(r'(<quire-trace[^>]*\bsrc=")(traces/)')
-CODE = re.compile(r"^(```|~~~).*?^\1|^ {4}.*?$", re.M | re.S)
+CODE = re.compile(r"^ *(```|~~~).*?^ *\1", re.M | re.S)  # what is indented may be a list's text
 BREAK = re.compile(r"(?<=[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef])\n(?=[\u4e00-\u9fff])")
 NAME = re.compile(r"`([A-Za-z_][\w.]*)(?:\(\))?`")
 log = logging.getLogger("mkdocs.plugins.quire")

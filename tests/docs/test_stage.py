@@ -50,5 +50,10 @@ def test_pages_from_outside_docs_have_their_place_and_titles_stand_for_file_name
 
 
 def test_code_and_addresses_stay_as_they_are(stage) -> None:
-    for text in ("[out](https://example.com/x.py)", "```\n[`x`](y.py)\n```", "\n\n    [`x`](y.py)\n", "[below](#down)"):
+    for text in (
+        "[out](https://example.com/x.py)",
+        "```\n[`x`](y.py)\n```",
+        "- a\n\n    ```\n    [`x`](y.py)\n    ```\n",
+        "[below](#down)",
+    ):
         assert staged(stage, text) == text

@@ -33,12 +33,12 @@ def site(tmp_path_factory) -> Path:
     """The site, built once for all test processes; a warning fails it."""
     shared = tmp_path_factory.getbasetemp()
     folder = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "site"
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-            assert built.returncode == 0, built.stderr
+            assert built.returncode == 0, built.stderr  # (with --quiet warnings would not count)
     return folder
 
 
