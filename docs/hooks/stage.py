@@ -198,7 +198,11 @@ def source_page(name: str) -> str:
 
 def folder_pages(name: str) -> dict[str, bytes]:
     """A folder as a list of its files, and a page for each of them."""
-    inside = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / name).rglob("*")) if path.is_file()]
+    inside = [
+        path.relative_to(ROOT).as_posix()
+        for path in sorted((ROOT / name).rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    ]
     items = "".join(
         f'<li><a href="{posixpath.relpath(place(file), posixpath.dirname(place(name)))}">{html.escape(file)}</a></li>'
         for file in inside
