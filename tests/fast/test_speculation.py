@@ -140,8 +140,12 @@ def test_a_request_may_do_without(alone: dict[str, Any]) -> None:  # noqa: F811
 
 @pytest.mark.parametrize("drafter", ["an oracle", "a model"])
 def test_rejection_sampling_writes_what_the_reference_writes(drafter: str, alone: dict[str, Any]) -> None:  # noqa: F811
-    """Another text than without speculation, and the same one on both planes: the random numbers are the same."""
-    names = ["greedy", "the same prompt", "long", "n=3", "stops soon"] + ["grammar"] * GRAMMARS
+    """Another text than without speculation, and the same one on both planes: the random numbers are the same.
+
+    Here, and only here, the text depends on who is in the batch. So the grammar, which begins when it is compiled,
+    comes alone.
+    """
+    together = [["greedy", "the same prompt", "long", "n=3", "stops soon"]] + [["grammar"]] * GRAMMARS
     ours: dict[str, Any] = {"proposer": oracle(0.9, alone)}
     theirs: Any = oracle(0.9, alone)
     if drafter == "a model":
@@ -151,7 +155,8 @@ def test_rejection_sampling_writes_what_the_reference_writes(drafter: str, alone
     policy = DraftPolicy(most=3, adaptive=False, lookahead=drafter == "a model")
     reference = engine(partial(ReferenceRunner, proposer=theirs, rejection=True), policy)
     own = engine(partial(ModelRunner, most_drafts=3, rejection=True, **ours), policy)
-    assert answers(own, names) == answers(reference, names)
+    for names in together:
+        assert answers(own, names) == answers(reference, names)
     assert own.stats().num_accepted_tokens > 0
 
 
