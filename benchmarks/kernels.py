@@ -151,6 +151,10 @@ def linears(limits: Ceilings) -> Iterator[Row]:
         pairs = [(xs[w.shape[1]], w) for w in weights]
         cublas = microseconds(each, torch.nn.functional.linear, pairs, repeat=1)
         yield limits.row(f"gemv/{model}", microseconds(each, gemv, pairs, repeat=1), moved=moved, cublas=cublas)
+        # The verification of five drafts: whichever kernel is taken for six rows of these weights.
+        six = [(x.expand(6, -1).contiguous(), w) for x, w in pairs]
+        cublas = microseconds(each, torch.nn.functional.linear, six, repeat=1)
+        yield limits.row(f"few_rows/{model}", microseconds(each, ops.linear, six, repeat=1), moved=moved, cublas=cublas)
 
 
 def sampler(limits: Ceilings) -> Iterator[Row]:

@@ -7,7 +7,8 @@ comes much closer to the memory's speed; the first weights are fetched while the
 
 A few rows, as in the verification of drafts, are still bound by reading the weight, but each weight meets several
 numbers, which is work for the matrix units: the weight's tile is the left operand there, so that x may be narrow. Six
-rows through the four matrices of an 8B model's layer: 114 µs, cuBLAS 118, a single row 108 (a chain in a graph).
+rows through the four matrices of an 8B model's layer, measured with a prototype: 114 µs, cuBLAS 118, a single row 108
+(a chain in a graph; the row few_rows of benchmarks.kernels is this kernel itself).
 
 Which one runs is looked up by the number of rows and the shape of the weight. From nine rows on, or for a small weight,
 it is cuBLAS: tiles of 16 to 128 rows in Triton, weights fetched ahead, were at best a tenth faster (64 rows of the 0.6B
