@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -111,6 +110,7 @@ def test_it_waits_for_a_server_that_dies_and_goes_on_when_it_is_back(open_contex
         with quire_serve(tmp_path, "--enable-trace", "--allowed-origins", "*") as served:
             port = served.url.rpartition(":")[2]
             page.evaluate("(address) => t.connect(address + '/trace')", served.url)
+            page.wait_for_function("t.shadowRoot.querySelector('.status.live')")
             httpx.post(f"{served.url}/v1/completions", json=STORY, timeout=60).raise_for_status()
             page.wait_for_function("t.length === 24")
             served.process.terminate()
@@ -119,7 +119,5 @@ def test_it_waits_for_a_server_that_dies_and_goes_on_when_it_is_back(open_contex
             assert page.evaluate("t.length") == 24, "what was seen stays"
         with quire_serve(tmp_path, "--enable-trace", "--allowed-origins", "*", "--port", port) as served:
             page.wait_for_function("t.shadowRoot.querySelector('.status.live')")
-            asking = threading.Thread(target=httpx.post, args=(f"{served.url}/v1/completions",), kwargs={"json": STORY})
-            asking.start()
+            httpx.post(f"{served.url}/v1/completions", json=STORY, timeout=60).raise_for_status()
             page.wait_for_function("t.length === 24 && t.position === 23")
-            asking.join()
