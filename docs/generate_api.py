@@ -32,7 +32,8 @@ what becomes of it:
 - **refused**: OpenAI or vLLM know it, and quire answers with status 400 and says what to do instead.
 
 Any other name is refused as well, with the code `unknown_parameter`; nothing is silently ignored. `null` means that a
-field was not given. The server describes itself at `/openapi.json`.
+field was not given. The server describes itself at `/openapi.json`, and at `/docs` for people: a
+page that loads nothing from elsewhere.
 
 ## Errors
 

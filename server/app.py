@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from quire import __version__
@@ -40,7 +41,7 @@ def build_app(engine: EngineClient, config: ServerConfig | None = None) -> FastA
         if state.tracing is not None:
             state.tracing.close()
 
-    app = FastAPI(title="quire", version=__version__, lifespan=lifespan)
+    app = FastAPIOffline(redoc_url=None, title="quire", version=__version__, lifespan=lifespan)
     app.state.quire = state
     for name in ROUTES:
         app.include_router(importlib.import_module(f"quire.server.routes.{name}").router)
