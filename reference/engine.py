@@ -232,30 +232,35 @@ class Engine:
     def step(self) -> list[Event]:
         """Launch what can be launched, wait for the oldest step in flight, and report what it brought.
 
-        An empty list is normal (a prompt chunk that samples nothing). Raises ``EngineError`` when a step fails.
+        An empty list is normal (a prompt chunk that samples nothing). Raises ``EngineError`` when a step fails; what
+        has arrived before that is reported first.
         """
         self._raise_if_failed()
+        events: list[Event] = []
         step = None
         try:
-            events = self._admit_compiled()
-            while len(self._in_flight) < self._depth:
-                launched, landed = self._launch()
-                if launched is None:
-                    break
-                self._in_flight.append(launched)
-                if landed is not None:  # the masks of this step had to wait for the one before: it has been waited for
-                    return events + landed
+            events += self._admit_compiled()
+            landed = self._launch_up_to(self._depth)
+            if landed is not None:
+                return events + landed
             if not self._in_flight:
                 if self.scheduler.has_unfinished():
                     raise RuntimeError(f"requests are waiting and none can be scheduled: {self.scheduler.stats()}")
                 return events
             flight = self._in_flight.popleft()
             step = flight.plan.step
-            return events + self._land(flight)
+            events += self._land(flight)
+            step = None
+            # Running ahead there is a step on its way while the events are looked at: also one that had to wait for
+            # this result, since it verifies drafts, say.
+            events += self._launch_up_to(self._depth - 1) or []
         except Exception as cause:
             which = "a step" if step is None else f"step {step}"
             self._failure = EngineError(f"{which} of the engine failed: {type(cause).__name__}: {cause}")
-            raise self._failure from cause
+            self._failure.__cause__ = cause
+            if not events:
+                raise self._failure from cause
+        return events
 
     def stats(self) -> SchedulerStats:
         stats = self.scheduler.stats()
@@ -280,6 +285,17 @@ class Engine:
         for recorder in tuple(self.recorders):
             self.detach(recorder)
             recorder.close()
+
+    def _launch_up_to(self, depth: int) -> list[Event] | None:
+        """Launch steps until so many are in flight, or no more can be; the events of those that were landed for it."""
+        while len(self._in_flight) < depth:
+            launched, landed = self._launch()
+            if launched is None:
+                break
+            self._in_flight.append(launched)
+            if landed is not None:  # the masks of this step had to wait for the one before: it has been waited for
+                return landed
+        return None
 
     def _launch(self) -> tuple[_InFlight | None, list[Event] | None]:
         """Launch a step, if there is one to launch; with the events of those that had to be landed for its masks."""

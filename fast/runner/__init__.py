@@ -5,6 +5,7 @@ One idea per file:
     rows.py         what lasts from step to step lives on the device; only a plan's differences are uploaded
     upload.py       numbers for the device go through pinned memory, so that the host does not wait
     inputs.py       one small kernel turns rows and lengths into a step's token ids, positions, slots and block tables
+    launched.py     a step between its forward pass and its sampling
     graphs.py       decode steps are CUDA graphs, one for the forward pass and one for sampling, by batch size
     sampling.py     from hidden states to tokens in the rows, with what few requests ask for: rules, grammars, logprobs
     results.py      tokens go back through pinned memory on a second stream; whoever wants them waits for that alone

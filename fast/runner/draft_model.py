@@ -30,7 +30,7 @@ from quire.fast.ops import copy_blocks
 from quire.fast.runner.graphs import EXACT, Graphs, coarse, doubling, smallest
 from quire.fast.runner.inputs import Inputs, build_inputs
 from quire.fast.runner.results import Fetched, Fetcher
-from quire.fast.runner.rows import Rows, Run
+from quire.fast.runner.rows import Rows
 from quire.fast.runner.sampling import Wants
 from quire.fast.runner.swap import Caches, SwapSpace, allocate
 from quire.fast.runner.upload import Upload, aligned
@@ -113,7 +113,7 @@ class DraftModel:
 
     # ------------------------------------------------------------------------------------- following the target's K/V
 
-    def follow(self, plan: StepPlan) -> list[Run]:
+    def follow(self, plan: StepPlan) -> list[list[int]]:
         """Do to its own cache what the plan does to the target's, in the same order."""
         self._tables.apply(plan)
         for new in plan.starts:

@@ -3,7 +3,7 @@
 A runner shows its drafter every plan before the step, and asks it once the step's sampling is launched. What a lookup
 needs are the tokens, and these are on the device. So it works when they arrive, which the engine waits for anyway
 before it plans a sequence's drafts, from a copy of the rows that is kept here; its drafts travel to the rows with the
-plan that verifies them. (A draft model needs no such thing: draft_model.py.)
+inputs of the step that verifies them. (A draft model needs no such thing: draft_model.py.)
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from quire.fast.runner.rows import Run
 from quire.reference.control.plan import StepPlan, StepResult
 from quire.reference.sampling import SamplerState
 from quire.reference.speculation.proposer import Proposer, View
@@ -29,8 +28,8 @@ class Drafter(Protocol):
     def allocate_kv(self, num_blocks: int, num_host_blocks: int) -> None:
         """The runner's KV cache has so many blocks now."""
 
-    def follow(self, plan: StepPlan) -> list[Run]:
-        """A plan is about to be applied -> drafts that it verifies and that are not in their rows yet."""
+    def follow(self, plan: StepPlan) -> list[list[int]]:
+        """A plan is about to be applied -> for each of its sequences with drafts these, if they are not in the rows."""
 
     def draft(self, plan: StepPlan) -> Callable[[StepResult], None]:
         """The plan's sampling is launched: launch the drafting for who wants it -> to be called with the result."""
@@ -55,7 +54,7 @@ class HostDrafts:
     def allocate_kv(self, num_blocks: int, num_host_blocks: int) -> None:
         self.proposer.allocate_kv(num_blocks, num_host_blocks)
 
-    def follow(self, plan: StepPlan) -> list[Run]:
+    def follow(self, plan: StepPlan) -> list[list[int]]:
         self.proposer.follow(plan, self.tokens, self.row_len)
         for new in plan.starts:
             self.tokens[new.row, : len(new.token_ids)] = new.token_ids
@@ -67,7 +66,7 @@ class HostDrafts:
                 self.tokens[fork.row, fork.length] = fork.token
             self.row_len[fork.row] = fork.length + (fork.token is not None)
             self.turns[fork.row] += 1
-        return [(s.row, s.start + s.n - s.n_draft, self.offered[s.row][: s.n_draft]) for s in plan.seqs if s.n_draft]
+        return [self.offered[s.row][: s.n_draft] for s in plan.seqs if s.n_draft]
 
     def draft(self, plan: StepPlan) -> Callable[[StepResult], None]:
         return partial(self._arrived, plan, self.turns[[s.row for s in plan.seqs]])

@@ -2,8 +2,9 @@
 
 The host says five numbers per sequence: its row, where it starts, how many tokens, whether it writes, and the block it
 gained, if any. Everything else follows from the rows, which are on the device: above all the token that the step before
-has sampled, or a draft model has drafted, and that the host may not even know yet. One program makes one sequence's
-inputs (a tile of them, if there are many).
+has sampled, or a draft model has drafted, and that the host may not even know yet. Only drafts that the host has looked
+up come from there, and are put into the rows on the way. One program makes one sequence's inputs (a tile of them, if
+there are many).
 
 Roofline: launch and latency, 3 µs for 256 decodes.
 """
@@ -48,6 +49,7 @@ def build_inputs(
     max_q: int,
     *,
     padded: bool = False,
+    given: Tensor | None = None,
 ) -> Inputs:
     """Inputs of a step of S sequences and T tokens.
 
@@ -56,6 +58,7 @@ def build_inputs(
     cu_q                            int32 [S + 1]: sequence s has the tokens cu_q[s] .. cu_q[s + 1] - 1
     tokens, max_q                   T, and a bound on the tokens of one sequence
     padded                          whether T may be more than cu_q[S]: padding stands between
+    given                           int32 [T] or None: tokens to be written into the rows first, -1 where they have them
     """
     sequences, device, width = len(row), row.device, rows.block_table.shape[1]
     # Kernels are compiled for addresses that are multiples of 16 bytes, and once more for others.
@@ -65,9 +68,9 @@ def build_inputs(
     table = torch.empty(sequences, width, dtype=torch.int32, device=device)
     tile = 1 if max_q == 1 else TILE
     _build_inputs[(sequences + padded, triton.cdiv(max_q, tile))](
-        row, start, writes, new_block, cu_q, rows.tokens, rows.block_table, ids, positions, slot, row_of, length,
-        seq_len, table, rows.tokens.stride(0), width, sequences, tokens, rows.padding,
-        BLOCK_SIZE=rows.block_size, TILE=tile, ENTRIES=ENTRIES, num_warps=2, **OVERLAP,
+        row, start, writes, new_block, cu_q, cu_q if given is None else given, rows.tokens, rows.block_table, ids,
+        positions, slot, row_of, length, seq_len, table, rows.tokens.stride(0), width, sequences, tokens, rows.padding,
+        GIVEN=given is not None, BLOCK_SIZE=rows.block_size, TILE=tile, ENTRIES=ENTRIES, num_warps=2, **OVERLAP,
     )  # fmt: skip
     meta = AttnMeta(cu_q, seq_len, table, slot, max_q=max_q, padded=padded)
     return Inputs(ids, positions, meta, row_of, length)
@@ -75,9 +78,9 @@ def build_inputs(
 
 @triton.jit(do_not_specialize=["sequences", "tokens", "padding"])
 def _build_inputs(
-    rows, starts, writes, new_blocks, cu_q, tokens_of, tables, ids, positions, slots, row_of, lengths, seq_len, table,
-    stride_tokens, width, sequences, tokens, padding,
-    BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, ENTRIES: tl.constexpr,
+    rows, starts, writes, new_blocks, cu_q, given, tokens_of, tables, ids, positions, slots, row_of, lengths, seq_len,
+    table, stride_tokens, width, sequences, tokens, padding,
+    GIVEN: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, ENTRIES: tl.constexpr,
 ):  # fmt: skip
     """Program (sequence, tile of its tokens); there may be one sequence more than there are, which is padding."""
     overlap()
@@ -103,6 +106,10 @@ def _build_inputs(
     block = tl.where((new > 0) & (p // BLOCK_SIZE == entry), new, block)
     slot = tl.where(tl.load(writes + s) != 0, block.to(tl.int64) * BLOCK_SIZE + p % BLOCK_SIZE, -1)
     token = tl.load(tokens_of + row * stride_tokens + p, mask=i < n, other=0)
+    if GIVEN:
+        draft = tl.load(given + query0 + i, mask=i < n, other=-1)
+        tl.store(tokens_of + row * stride_tokens + p, draft, mask=draft >= 0)
+        token = tl.where(draft >= 0, draft, token)
     tl.store(ids + query0 + i, token.to(tl.int64), mask=i < n)
     tl.store(positions + query0 + i, p.to(tl.int64), mask=i < n)
     tl.store(slots + query0 + i, slot, mask=i < n)

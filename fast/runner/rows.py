@@ -95,11 +95,6 @@ class Rows:
         for table in (self.tokens, self.block_table):
             table.index_copy_(0, children.long(), table.index_select(0, parents))
 
-    def write_tokens(self, runs: list[Run]) -> None:
-        """Write tokens of rows: drafts that were made on the host."""
-        if runs:
-            _put(self.tokens, *self._upload.send(_as_arrays(runs)))
-
     def replace_blocks(self, runs: list[Run]) -> None:
         """Write entries of block tables: those gained by prompt chunks, and copies in place of shared blocks."""
         if runs:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -32,6 +31,7 @@ from quire.fast.runner.draft_model import DraftModel
 from quire.fast.runner.drafts import Drafter, HostDrafts
 from quire.fast.runner.graphs import EXACT, Graphs, coarse, doubling, ladder, smallest
 from quire.fast.runner.inputs import Inputs, build_inputs
+from quire.fast.runner.launched import Launched, looked_up
 from quire.fast.runner.memory import measure_activations
 from quire.fast.runner.results import Assembly, Fetcher, Pending
 from quire.fast.runner.rows import Rows, Run
@@ -48,46 +48,6 @@ from quire.reference.speculation.proposer import Proposer
 Ints = npt.NDArray[np.int64]
 PROMPT_LOGITS = 1 << 26  # logits of prompt positions computed at once, in numbers
 MANY = 128  # queries of one sequence, as far as kernels of steps with prompts are told: they are the same for fewer
-
-
-@dataclass
-class Launched:
-    """A forward pass that has not been sampled yet.
-
-    rows, start, end, n_draft   of plan.seqs, int64 [S], on the host; ``end`` is behind the last draft
-    cu_q             query offsets int32 [S + 1], on the host
-    which            the plan.seqs that sample
-    inputs, hidden   of the forward pass; hidden [T, H], and T may be padded
-    places           of the positions that are sampled; in a decode step padding follows
-    at               int32, where these are among the step's tokens; None: they are the first so many
-    wanted           ``at``, if these are the only tokens of which there are hidden states
-    graph            a decode step's key: sequences, tokens and a bound on the tokens of one sequence; None: none
-    """
-
-    plan: StepPlan
-    rows: Ints
-    start: Ints
-    end: Ints
-    n_draft: Ints
-    cu_q: npt.NDArray[np.int32]
-    which: list[int]
-    inputs: Inputs | None = None
-    hidden: Tensor | None = None
-    places: Places | None = None
-    at: Tensor | None = None
-    wanted: Tensor | None = None
-    graph: tuple[int, int, int] | None = None
-
-    @property
-    def sampled(self) -> Ints:
-        """Which of the step's tokens are sampled."""
-        drafts = self.n_draft[self.which]
-        return Positions.of(self.rows[self.which], self.cu_q[1:][self.which] - 1 - drafts, drafts).length
-
-    @property
-    def hidden_rows(self) -> Ints:
-        """Which of the step's tokens the first rows of ``hidden`` are."""
-        return np.arange(self.cu_q[-1], dtype=np.int64) if self.wanted is None else self.sampled
 
 
 class ModelRunner:
@@ -133,7 +93,8 @@ class ModelRunner:
         # With drafts: fewer sizes of the batch, since they come with as many numbers of tokens.
         self._sizes, self._tokens = doubling(max_num_seqs), coarse(self._most_tokens)
         self._longest = 1 << most_drafts.bit_length()  # of decode steps with drafts, whose kernels depend on it
-        self._decode_inputs = torch.zeros(5 * aligned(max_num_seqs + 1), dtype=torch.int32, device=self.device)
+        room = 5 * aligned(max_num_seqs + 1) + aligned(self._most_tokens)
+        self._decode_inputs = torch.zeros(room, dtype=torch.int32, device=self.device)
         # What a decode step chose, until it is fetched. Not in the graphs' pool: there the next forward pass may put
         # its temporaries, and it does not wait for the fetching.
         self._chosen = torch.zeros(self._most_tokens, dtype=torch.int64, device=self.device)
@@ -200,17 +161,17 @@ class ModelRunner:
         """Launch the plan's changes and the forward pass."""
         assert self._launched is None, "the previous forward pass has not been sampled"
         with self._on_stream():
-            new_block = self._apply(plan)
+            new_block, drafts = self._apply(plan)
             if not plan.seqs:
                 empty = np.zeros(0, np.int64)
-                self._launched = Launched(plan, empty, empty, empty, empty, np.zeros(1, np.int32), [])
+                self._launched = Launched(plan, empty, empty, empty, empty, np.zeros(1, np.int32), [], empty)
                 return
             fields = np.array([(s.row, s.start, s.n, s.n_draft, s.write) for s in plan.seqs], np.int64).T
             rows, start, n, n_draft, writes = fields
             cu_q = np.zeros(len(rows) + 1, np.int32)
             np.cumsum(n, out=cu_q[1:])
             which = [i for i, s in enumerate(plan.seqs) if s.samples]
-            step = Launched(plan, rows, start, start + n, n_draft, cu_q, which)
+            step = Launched(plan, rows, start, start + n, n_draft, cu_q, which, looked_up(drafts, n_draft, cu_q))
             seqs = np.stack([rows, start, writes, new_block]).astype(np.int32)
             if len(rows) == len(which) and (n == n_draft + 1).all():
                 self._forward_decodes(step, seqs, int(n.max()))
@@ -229,7 +190,7 @@ class ModelRunner:
         # Rows of padding have one token; if there are drafts none, for what is padded then is the number of tokens.
         padded[4, count + 1 :] = step.cu_q[-1] + (0 if drafted else 1 + np.arange(padded.shape[1] - count - 1))
         longest = max(longest, self._longest) if drafted else 1
-        self._upload.send([padded], into=self._decode_inputs)
+        self._upload.send([padded, step.given], into=self._decode_inputs)
         step.graph = size, tokens, longest
         step.inputs, step.hidden, step.places = self._graphs.run(
             ("forward", *step.graph), partial(self._decode, *step.graph)
@@ -240,7 +201,11 @@ class ModelRunner:
         fields = self._decode_inputs[: 5 * aligned(size + 1)].view(5, -1)
         (row, start, writes, new_block), cu_q = fields[:4, :size], fields[4, : size + 1]
         padded = longest > 1 and (size > 1 or tokens > EXACT)
-        inputs = build_inputs(self.rows, row, start, writes, new_block, cu_q, tokens, longest, padded=padded)
+        drafts_come_along = longest > 1 and isinstance(self.proposer, HostDrafts)
+        given = self._decode_inputs[5 * aligned(size + 1) :][:tokens] if drafts_come_along else None
+        inputs = build_inputs(
+            self.rows, row, start, writes, new_block, cu_q, tokens, longest, padded=padded, given=given
+        )
         hidden = self.model.forward(inputs.ids, inputs.positions, self.caches, inputs.meta)  # type: ignore[arg-type]
         return inputs, hidden, Places(inputs.row, inputs.length, cu_q, longest)
 
@@ -248,24 +213,25 @@ class ModelRunner:
         which, drafts = step.which, step.n_draft[step.which]
         at = Positions.of(step.rows[which], step.end[which] - drafts, drafts)
         first = np.append(at.first, len(at.row))
-        row, start, writes, new_block, cu_q, step.at, *at_each, starts = self._upload.send(
-            [*seqs, step.cu_q, step.sampled, at.row, at.length, first]
+        row, start, writes, new_block, cu_q, step.at, *at_each, starts, given = self._upload.send(
+            [*seqs, step.cu_q, step.sampled, at.row, at.length, first, step.given]
         )
         step.places = Places(at_each[0], at_each[1], starts, most=int(drafts.max(initial=0)) + 1)
         tokens, longest = int(step.cu_q[-1]), max(longest, MANY)
-        step.inputs = build_inputs(self.rows, row, start, writes, new_block, cu_q, tokens, longest)
+        step.inputs = build_inputs(
+            self.rows, row, start, writes, new_block, cu_q, tokens, longest, given=given if len(given) else None
+        )
         if not self.rows.pooled and not (self.rows.sampler.prompt_logprobs[step.rows] >= 0).any():
             step.wanted = step.at
         i = step.inputs
         step.hidden = self.model.forward(i.ids, i.positions, self.caches, i.meta, step.wanted)  # type: ignore[arg-type]
 
-    def _apply(self, plan: StepPlan) -> Ints:
-        """Everything before the forward pass, in the documented order. -> the block that each of plan.seqs gained, if
-        its inputs will bring it into the row; other changes of block tables are made here."""
+    def _apply(self, plan: StepPlan) -> tuple[Ints, list[list[int]]]:
+        """Everything before the forward pass, in the documented order. -> what its inputs will bring into the rows: the
+        block that each of plan.seqs gained (other changes of block tables are made here), and drafts looked up."""
         rows = self.rows
         rows.start_and_fork(plan)
-        if self.proposer is not None:
-            rows.write_tokens(self.proposer.follow(plan))
+        drafts = [] if self.proposer is None else self.proposer.follow(plan)
         if plan.swap_out:
             assert self._swap_space is not None
             self._swap_space.move_out(plan.swap_out, self._device_blocks(plan.swap_out))
@@ -286,7 +252,7 @@ class ModelRunner:
                     runs.append((s.row, have, s.new_blocks))
                 rows.num_blocks[s.row] = have + len(s.new_blocks)
         rows.replace_blocks(runs)
-        return gained
+        return gained, drafts
 
     def _device_blocks(self, swaps: list[Swap]) -> Tensor:
         (at,) = self._upload.send([np.array([swap.device for swap in swaps], np.int32)])

@@ -43,6 +43,26 @@ def test_run_ahead_launches_a_step_before_it_waits_for_the_last():
     assert runner.launched == [0, 1] and runner.waited == [0]
 
 
+def test_run_ahead_keeps_a_step_on_its_way_while_the_last_one_is_looked_at():
+    """Also one that could not be planned before the last result: beams, and drafts, wait for it."""
+    runner = GhostRunner()
+    engine = ghost_engine(runner, async_scheduling=True)
+    engine.add_request([1], BeamSearchParams(beam_width=2, max_tokens=4))
+    engine.step()
+    assert runner.launched == [0, 1] and runner.waited == [0]
+
+
+def test_what_has_arrived_before_a_failure_is_reported():
+    """The engine has landed step 0 when the launch of step 1 fails, which waited for it."""
+    engine = ghost_engine(GhostRunner(fail_at=1), async_scheduling=True)
+    engine.add_request([1], BeamSearchParams(beam_width=2, max_tokens=4))
+    engine.add_request([1], SamplingParams(max_tokens=1))
+    events = engine.step()
+    assert [e.finish_reason for e in events] == ["length"]
+    with pytest.raises(EngineError, match="told to fail"):
+        engine.step()
+
+
 def test_max_tokens_none_is_what_the_context_leaves():
     engine = ghost_engine()
     request_id = engine.add_request([1] * 10, SamplingParams(max_tokens=None))
