@@ -290,8 +290,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.grow_pool()
         self.kv.failures = 0
         for _ in range(4000):
-            progress = self._launch() or bool(self.pending)
-            while self.pending:
+            launched = self._launch()
+            progress = launched or bool(self.pending)
+            while len(self.pending) > (self.depth if launched else 0):
                 self._deliver()
             if not self.scheduler.has_unfinished():
                 break
