@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from os.path import abspath
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from quire.reference.config import EngineConfig
 from quire.reference.control.errors import CheckpointError
 from quire.reference.control.params import SamplingParams
 from quire.reference.tokenizer import load_tokenizer
+from quire.zoo import MODELS
 
 
 @dataclass(frozen=True)
 class Assets:
     """A checkpoint without its weights.
 
+    name             what it is called: its name in the zoo or on the hub, else its folder's
     path             its folder
     eos_token_ids    whatever ends a text, by the checkpoint's configuration or by its tokenizer
     defaults         sampling parameters that its generation_config.json asks for; empty with generation_config="none"
@@ -27,6 +30,7 @@ class Assets:
     tokenizer_error  why there is none: token ids can be completed without it
     """
 
+    name: str
     path: Path
     eos_token_ids: tuple[int, ...]
     defaults: dict[str, Any]
@@ -55,7 +59,13 @@ def load_assets(config: EngineConfig) -> Assets:
         eos.append(tokenizer.eos_token_id)
     if config.generation_config == "none":
         defaults = {}
-    return Assets(path, tuple(dict.fromkeys(eos)), defaults, tokenizer, error)
+    return Assets(_name(config.model, path), path, tuple(dict.fromkeys(eos)), defaults, tokenizer, error)
+
+
+def _name(model: str, path: Path) -> str:
+    """What was asked for by name keeps that name: the folder of a download is called by its commit."""
+    local = model not in MODELS and Path(model).expanduser().is_dir()
+    return Path(abspath(path)).name if local else model
 
 
 def _load_tokenizer(config: EngineConfig, path: Path) -> tuple[Any | None, CheckpointError | None]:

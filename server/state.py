@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from fastapi import Request
+from jinja2 import TemplateSyntaxError
 
-from quire.reference.control.errors import ConfigError
+from quire.reference.control.errors import ConfigError, RequestError
 from quire.reference.control.params import BeamSearchParams, RequestParams, SamplingParams
 from quire.reference.structured.validator import StructuredValidator
-from quire.reference.tokenizer import bad_words_token_ids
+from quire.reference.tokenizer import bad_words_token_ids, render_chat
 from quire.server.client import EngineClient, Generation
 from quire.server.config import ServerConfig
 from quire.server.context import current
@@ -61,6 +62,18 @@ class ServerState:
     def check_settings(self) -> None:
         """Find out now what the settings come to. Raises ``ConfigError``."""
         _ = self.chat_template, self.tool_format, self.reasoning
+        if self.config.chat_template is not None and self.engine.assets.tokenizer is not None:
+            self._try_chat_template()
+
+    def _try_chat_template(self) -> None:
+        """Whether the template that was given is one. What it says of a conversation is for requests to find out."""
+        hello = [{"role": "user", "content": "Hello"}]
+        try:
+            render_chat(self.engine.assets.tokenizer, hello, chat_template=self.chat_template)
+        except RequestError as error:
+            if isinstance(error.__cause__, TemplateSyntaxError):
+                problem = f"no Jinja template (line {error.__cause__.lineno}: {error.__cause__.message})"
+                raise ConfigError("chat_template", self.config.chat_template, problem, "Correct it") from None
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -82,7 +95,7 @@ class ServerState:
     @property
     def model_names(self) -> tuple[str, ...]:
         """The names that clients may ask for; the first one is what responses say."""
-        return self.config.served_model_name or (PurePath(self.engine.assets.path).name,)
+        return self.config.served_model_name or (self.engine.assets.name,)
 
     def check_model(self, name: str | None) -> str:
         """The name to answer with. Raises a 404 ``ApiError`` for a model that is not served here."""

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
+import huggingface_hub
 import openai
 import pytest
 
+from quire.assets import load_assets
+from quire.reference.config import EngineConfig
 from quire.server.config import ServerConfig
+from quire.zoo import model_path
 from tests.reference.ghost import GhostRunner, ghost_engine
 from tests.server.conftest import serve
 from tests.server.toy_app import http, toy_app
@@ -23,6 +27,18 @@ def test_the_model_is_listed_under_its_own_name(server) -> None:
     assert (model.root, model.max_model_len) == ("pocket", server.engine.model.max_model_len)
     assert model.created == server.state.created
     assert client(server).models.retrieve("pocket") == model
+
+
+def test_a_model_from_the_hub_keeps_its_name_and_a_folder_has_its_own(tmp_path, monkeypatch) -> None:
+    commit = tmp_path / "models--acme--tiny" / "snapshots" / "0123456789abcdef"
+    commit.parent.mkdir(parents=True)
+    commit.symlink_to(model_path("pocket"))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(commit))
+    monkeypatch.chdir(model_path("pocket"))
+    for model, name in (("acme/tiny", "acme/tiny"), (f"{commit}/", "0123456789abcdef"), (".", "pocket")):
+        assert load_assets(EngineConfig(model=model)).name == name
+    with serve(EngineConfig(model="acme/tiny"), engine=ghost_engine(GhostRunner())) as live:
+        assert client(live).models.retrieve("acme/tiny").id == "acme/tiny"
 
 
 def test_every_given_name_is_listed_and_found_slashes_and_all() -> None:
