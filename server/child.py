@@ -53,9 +53,7 @@ def main() -> int:
 
 
 def run_engine(config: EngineConfig, address: str, say: Say) -> None:
-    """Load the model and serve it at ``address``."""
-    stopping = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    """Load the model and serve it at ``address``. SIGTERM ends the loading at once, the serving between two steps."""
     began = time.monotonic()
 
     from quire import backend
@@ -68,8 +66,6 @@ def run_engine(config: EngineConfig, address: str, say: Say) -> None:
     )
     loop = EngineLoop(engine, address)
     signal.signal(signal.SIGTERM, lambda *_: loop.stop())
-    if stopping.is_set():
-        loop.stop()
     blocks, facts = engine.stats().blocks_total, engine.model
     logger.info(
         "engine ready after %.1f s: model %s, up to %d tokens a sequence, %d KV blocks of %d tokens",

@@ -98,6 +98,10 @@ class ServerConfig:
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             if not (number and value >= 0) and not (value is None and name == "request_timeout"):
                 raise ConfigError(name, value, "not a number of seconds", "Give a finite number that is not negative")
+        if self.request_timeout == 0:
+            raise ConfigError(
+                "request_timeout", 0, "no request could be answered", "Give more seconds, or leave it out"
+            )
         if self.trace_text and not self.enable_trace:
             raise ConfigError(
                 "trace_text", True, "enable_trace is False, so there is no stream", "Set enable_trace too"
