@@ -6,8 +6,11 @@ Nothing heavy is imported before a subcommand runs, so ``quire --help`` is immed
 from __future__ import annotations
 
 import argparse
+import re
 import sys
+from difflib import get_close_matches
 from importlib import import_module
+from typing import NoReturn
 
 from quire import __version__
 from quire.reference.control.errors import QuireError
@@ -23,9 +26,22 @@ COMMANDS = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse, whose complaints are one line instead of a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"quire: {message}. See {self.prog} --help\n")
+
+    def refuse(self, unknown: list[str]) -> NoReturn:
+        """Complain of arguments that nobody knows, and say what the first of them may have been meant to be."""
+        flags = re.findall(r"--[\w-]+", self.format_help())
+        meant = get_close_matches(unknown[0].partition("=")[0], flags, 1)
+        self.error(f"unknown argument {' '.join(unknown)}" + (f" (did you mean {meant[0]}?)" if meant else ""))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a subcommand. 0 = done, 1 = failed, 2 = used wrongly (with one line that says how), 130 = interrupted."""
-    parser = argparse.ArgumentParser(prog="quire", description="An LLM inference engine that can be read end to end.")
+    parser = Parser(prog="quire", description="An LLM inference engine that can be read end to end.")
     parser.add_argument("--version", action="version", version=f"quire {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, purpose in COMMANDS.items():
@@ -33,7 +49,9 @@ def main(argv: list[str] | None = None) -> int:
         module = import_module(f"quire.cli.{name}")
         module.configure(command)
         command.set_defaults(run=module.run)
-    arguments = parser.parse_args(argv)
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        commands.choices[arguments.command].refuse(unknown)
     try:
         return arguments.run(arguments)
     except QuireError as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from quire.cli.flags import add_engine_flags, engine_args
 from quire.reference.config import EngineConfig
+from quire.reference.control.errors import ConfigError
 
 if TYPE_CHECKING:
     from quire.reference.models import ModelConfig
@@ -24,8 +25,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     given = engine_args(arguments)
-    if arguments.name is not None:
-        given["model"] = arguments.name
+    if arguments.name is not None and given.setdefault("model", arguments.name) != arguments.name:
+        raise ConfigError("model", given["model"], f"MODEL is {arguments.name!r}", "Name the model once")
     config = EngineConfig(**given)
 
     from quire import backend

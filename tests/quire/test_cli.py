@@ -178,6 +178,7 @@ def test_the_live_view_draws(model, capsys, monkeypatch):
         (["generate"], "no prompt was given"),
         (["generate", "--file", "/no/such"], "--file='/no/such'"),
         (["info", "/no/such"], "no such folder"),
+        (["info", "pocket", "--model", "pocket-draft"], "MODEL is 'pocket'"),
         (["generate", "x", "--num-blocks", "1"], "num_blocks=1"),
         (["chat", "--backend", "fast", "--device", "meta"], "backend='fast'"),
         (["generate", "x", "--speculative-config", '{"method": "luck"}'], "speculative_config.method='luck'"),
@@ -193,11 +194,19 @@ def test_a_users_error_is_one_line_and_status_2(arguments, part, checkpoint, cap
     assert streams.out == ""
 
 
-def test_wrong_usage_is_argparses(capsys):
-    for arguments in ([], ["nonsense"], ["chat", "--n", "2"]):
+def test_wrong_usage_is_one_line_too(capsys):
+    for arguments, part in (
+        ([], "COMMAND. See quire --help"),
+        (["nonsense"], "invalid choice: 'nonsense'"),
+        (["chat", "--n", "2"], "See quire chat --help"),
+        (["serve", "--max-seqs", "2"], "unknown argument --max-seqs (did you mean --max-num-seqs?)"),
+        (["bench", "pocket"], "unknown argument pocket. See quire bench --help"),
+    ):
         with pytest.raises(SystemExit) as left:
             main(arguments)
-        assert left.value.code == 2
+        complaint = capsys.readouterr().err
+        assert left.value.code == 2 and complaint.count("\n") == 1
+        assert complaint.startswith("quire: ") and part in complaint
     for flag, value in (("--input-len", "9:3"), ("--input-len", "x"), ("--num-prompts", "0")):
         capsys.readouterr()
         with pytest.raises(SystemExit) as left:
