@@ -148,7 +148,7 @@ NOT_ENGINE = {
     "cpu_offload_gb": "not yet: weights stay on the device",
     "hf_overrides, rope_scaling, rope_theta": "edit config.json",
     "tokenizer_mode, skip_tokenizer_init": "prompts as token ids with `detokenize=False` need no tokenizer",
-    "max_logprobs": "no limit",
+    "max_logprobs": "always 1,024",
     "long_prefill_token_threshold, max_num_partial_prefills": "prompts share a step in order of arrival",
     "prefix_caching_hash_algo": "one: BLAKE2b",
     "disable_log_stats": "statistics are always there: `llm.stats()`, `/metrics`",

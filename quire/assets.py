@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from os.path import abspath
 from pathlib import Path
 from typing import Any
 
 from quire import backend
+from quire.reference.checkpoint import resolve
 from quire.reference.config import EngineConfig
-from quire.reference.control.errors import CheckpointError
+from quire.reference.control.errors import CheckpointError, RequestError
 from quire.reference.control.params import SamplingParams
 from quire.reference.tokenizer import load_tokenizer
 from quire.zoo import MODELS
@@ -59,6 +60,13 @@ def load_assets(config: EngineConfig) -> Assets:
         eos.append(tokenizer.eos_token_id)
     if config.generation_config == "none":
         defaults = {}
+    try:
+        SamplingParams(**defaults)
+    except RequestError as wrong:
+        raise CheckpointError(
+            wrong.field, wrong.value, f"in {path / 'generation_config.json'}: {wrong.problem}",
+            f'{wrong.remedy}, or set generation_config="none"',
+        ) from None  # fmt: skip
     return Assets(_name(config.model, path), path, tuple(dict.fromkeys(eos)), defaults, tokenizer, error)
 
 
@@ -71,7 +79,7 @@ def _name(model: str, path: Path) -> str:
 def _load_tokenizer(config: EngineConfig, path: Path) -> tuple[Any | None, CheckpointError | None]:
     try:
         if config.tokenizer is not None:
-            path = backend.model_path(replace(config, model=config.tokenizer, revision=None))
+            path = resolve(config.tokenizer, field="tokenizer")
         return load_tokenizer(path, trust_remote_code=config.trust_remote_code), None
     except CheckpointError as error:
         if config.tokenizer is not None or error.__cause__ is not None:

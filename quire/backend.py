@@ -240,7 +240,7 @@ def _draft_model(config: EngineConfig, target: Any, device: str) -> Any:
         return None
     name = config.speculation.model
     model = load_model(
-        checkpoint.resolve(name, None),
+        checkpoint.resolve(name, field="speculative_config.model"),
         dtype=config.dtype,
         device=device,
         ops=target.ops,

@@ -45,7 +45,7 @@ class LLM:
     """
 
     def __init__(self, model: str = "pocket", **engine_args: Any) -> None:
-        self.config = EngineConfig(model=str(model), **engine_args)
+        self.config = EngineConfig(model=model, **engine_args)
         self.assets = load_assets(self.config)
         self.engine = backend.build_engine(
             self.config,
@@ -99,7 +99,7 @@ class LLM:
         add_generation_prompt   let the assistant speak next; or, instead, continue_final_message: go on with its last
         chat_template_kwargs    further variables for the template
         """
-        if not messages:
+        if isinstance(messages, Mapping | str) or not isinstance(messages, Sequence) or not messages:
             raise RequestError("messages", messages, "no conversation", "Give a list of messages")
         conversations: Sequence[Any] = [messages] if isinstance(messages[0], Mapping) else messages
         template_args = {

@@ -41,6 +41,8 @@ def prepare(prompt: Any, params: RequestParams, priority: Any, tokenizer: Callab
             if key not in KEYS:
                 raise RequestError("prompt", key, "unknown key", f"Known ones are {', '.join(KEYS)}")
         text, token_ids, salt = (prompt.get(key) for key in KEYS)
+        if salt is not None and (not isinstance(salt, str) or not salt):
+            raise RequestError("cache_salt", salt, "not a text", "Give a string that is not empty, or leave it out")
         if text is None and token_ids is None:
             raise RequestError("prompt", dict(prompt), "neither text nor token ids", 'Give {"prompt": "some text"}')
     elif not isinstance(prompt, str):

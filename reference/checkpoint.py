@@ -16,9 +16,14 @@ from quire.zoo import MODELS, model_path
 FETCHED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
-def resolve(model_name: str | Path, revision: str | None = None) -> Path:
-    """The folder of a zoo model ("pocket"), of a local path, or of a snapshot downloaded from the Hugging Face hub."""
+def resolve(model_name: str | Path, revision: str | None = None, *, field: str = "model") -> Path:
+    """The folder of a zoo model ("pocket"), of a local path, or of a snapshot downloaded from the Hugging Face hub.
+
+    ``field`` is the argument that the name was given for, and what errors call it.
+    """
     name, folder = str(model_name), Path(model_name).expanduser()
+    if not name:
+        raise CheckpointError(field, name, "no name", f"Give a folder, a hub name, or one of {', '.join(MODELS)}")
     if name in MODELS or folder.is_dir():
         if revision is not None:
             raise ConfigError(
@@ -26,18 +31,18 @@ def resolve(model_name: str | Path, revision: str | None = None) -> Path:
             )
         return model_path(name) if name in MODELS else folder
     if folder.exists():
-        raise CheckpointError("model", name, "this is a file", "Give the folder that holds config.json")
+        raise CheckpointError(field, name, "this is a file", "Give the folder that holds config.json")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", name):
         raise CheckpointError(
-            "model",
+            field,
             name,
             "no such folder",
             f"Give an existing folder, a hub name such as org/model, or one of {', '.join(MODELS)}",
         )
-    return _download(name, revision)
+    return _download(name, revision, field)
 
 
-def _download(name: str, revision: str | None) -> Path:
+def _download(name: str, revision: str | None, field: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
@@ -45,7 +50,7 @@ def _download(name: str, revision: str | None) -> Path:
     except Exception as error:  # offline, no such repository, gated, disk full: the cause is named, the remedy is ours
         cause = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise CheckpointError(
-            "model",
+            field,
             name,
             "no local folder of this name, not in the zoo, and not available from the Hugging Face hub "
             f"(revision {revision or 'main'}; {type(error).__name__}: {cause})",
@@ -87,4 +92,10 @@ def generation_defaults(path: Path) -> dict[str, Any]:
 
 def token_ids(value: int | list[int] | None) -> tuple[int, ...]:
     """End-of-text ids come as one integer or as a list."""
-    return () if value is None else (value,) if isinstance(value, int) else tuple(value)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(token, int) for token in ids):
+        raise CheckpointError(
+            "eos_token_id", value, "neither a token id nor a list of them", "Repair the checkpoint's config.json and "
+            "generation_config.json",
+        )  # fmt: skip
+    return tuple(ids)

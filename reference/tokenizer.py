@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateSyntaxError
+
 from quire.reference.control.errors import CheckpointError, RequestError
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "tekken.json", "spiece.model")
@@ -124,6 +126,11 @@ def render_chat(
             "messages", messages, "not a conversation",
             'Give a list of messages such as {"role": "user", "content": "Hello"}',
         )  # fmt: skip
+    plain = [_as_text(message, number) for number, message in enumerate(messages)]
+    if isinstance(tools, str) or not all(isinstance(tool, dict) or callable(tool) for tool in tools or ()):
+        raise RequestError(
+            "tools", tools, "not a list of functions", 'Give descriptions such as {"type": "function", "function": …}'
+        )
     if chat_template is None and tokenizer.chat_template is None:
         raise RequestError(
             "chat_template", None, "the model's tokenizer has no chat template",
@@ -131,7 +138,7 @@ def render_chat(
         )  # fmt: skip
     try:
         return tokenizer.apply_chat_template(
-            list(messages),
+            plain,
             tools=tools,
             chat_template=chat_template,
             add_generation_prompt=add_generation_prompt,
@@ -139,8 +146,31 @@ def render_chat(
             tokenize=False,
             **(chat_template_kwargs or {}),
         )
+    except TemplateSyntaxError as cause:
+        raise RequestError(
+            "chat_template", chat_template or tokenizer.chat_template,
+            f"no Jinja template (line {cause.lineno}: {cause.message})", "Correct it, or pass another one",
+        ) from cause  # fmt: skip
     except Exception as cause:  # a template raises what it likes: unknown role, wrong order of turns, a missing field
         raise RequestError(
             "messages", messages, f"the chat template refuses them ({type(cause).__name__}: {cause})",
             "Change the messages as the template asks, or pass another chat_template",
         ) from cause  # fmt: skip
+
+
+def _as_text(message: dict[str, Any], number: int) -> dict[str, Any]:
+    """A message whose content is a text: parts of text go on lines of their own, and others cannot be read here."""
+    content = message.get("content")
+    if isinstance(content, str | None):
+        return message
+    if not isinstance(content, Sequence):
+        raise RequestError(
+            f"messages.{number}.content", content, "not a text", 'Give a string, or parts {"type": "text", "text": …}'
+        )
+    texts = []
+    for place, part in enumerate(content):
+        if not isinstance(part, dict) or part.get("type", "text") != "text" or not isinstance(part.get("text"), str):
+            problem = "not a part of text, and the models here read nothing else"
+            raise RequestError(f"messages.{number}.content.{place}", part, problem, 'Give {"type": "text", "text": …}')
+        texts.append(part["text"])
+    return message | {"content": "\n".join(texts)}

@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 
 from fastapi import Request
-from jinja2 import TemplateSyntaxError
 
 from quire.reference.control.errors import ConfigError, RequestError
 from quire.reference.control.params import BeamSearchParams, RequestParams, SamplingParams
@@ -71,9 +70,8 @@ class ServerState:
         try:
             render_chat(self.engine.assets.tokenizer, hello, chat_template=self.chat_template)
         except RequestError as error:
-            if isinstance(error.__cause__, TemplateSyntaxError):
-                problem = f"no Jinja template (line {error.__cause__.lineno}: {error.__cause__.message})"
-                raise ConfigError("chat_template", self.config.chat_template, problem, "Correct it") from None
+            if error.field == "chat_template":
+                raise ConfigError(error.field, self.config.chat_template, error.problem, error.remedy) from None
 
     @contextmanager
     def running(self) -> Iterator[None]:

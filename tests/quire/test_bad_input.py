@@ -92,7 +92,17 @@ REQUESTS = {
     "beams in a form": (
         lambda m: Beams(beam_width=2, max_tokens=2, structured_outputs=None), "structured_outputs", "unknown beam",
     ),
-    "a broken template": (lambda m: m.chat(TALK, chat_template="{% if %}"), "messages", "template"),
+    "a broken template": (lambda m: m.chat(TALK, chat_template="{% if %}"), "chat_template", "no Jinja template"),
+    "a conversation in one message": (lambda m: m.chat(TALK[0]), "messages", "Give a list"),
+    "a conversation in one text": (lambda m: m.chat("hello"), "messages", "Give a list"),
+    "a picture": (
+        lambda m: m.chat([*TALK, {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a"}}]}]),
+        "messages.1.content.0", "not a part of text",
+    ),
+    "content of another kind": (lambda m: m.chat([{"role": "user", "content": 5}]), "messages.0.content", "not a text"),
+    "tools of another kind": (lambda m: m.chat(TALK, tools=["weather"]), "tools", "not a list of functions"),
+    "a salt of another kind": (lambda m: m.generate({"prompt": "a", "cache_salt": 5}), "cache_salt", "not a text"),
+    "an empty salt": (lambda m: m.generate({"prompt": "a", "cache_salt": ""}), "cache_salt", "not a text"),
 }  # fmt: skip
 
 
@@ -141,6 +151,28 @@ def fails_to_load(path, kind=CheckpointError, **engine_args) -> QuireError:
 def test_model_path_that_does_not_exist():
     error = fails_to_load("/no/such/folder")
     assert error.field == "model" and "/no/such/folder" in str(error) and "pocket" in error.remedy
+
+
+@pytest.mark.parametrize("model", [None, 5, ""])
+def test_a_model_that_is_no_name(model):
+    with pytest.raises(QuireError) as caught:
+        LLM(model)
+    assert caught.value.field == "model" and caught.value.value == model and caught.value.remedy
+
+
+def test_each_of_several_checkpoints_is_called_by_the_argument_that_names_it(checkpoint):
+    assert fails_to_load(checkpoint, tokenizer="/no/such").field == "tokenizer"
+    drafting = {"speculative_config": {"model": "/no/such"}, "num_blocks": 65}
+    assert fails_to_load(checkpoint, **drafting).field == "speculative_config.model"
+
+
+@pytest.mark.parametrize(
+    ("given", "field"), [({"temperature": "hot"}, "temperature"), ({"eos_token_id": "</s>"}, "eos_token_id")]
+)
+def test_damaged_generation_defaults_are_no_requests_fault(broken, given, field):
+    (broken / "generation_config.json").write_text(json.dumps(given))
+    error = fails_to_load(broken)
+    assert error.field == field and "generation_config" in str(error)
 
 
 def test_unsupported_architecture_lists_the_supported_ones(broken):

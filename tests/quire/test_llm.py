@@ -216,6 +216,8 @@ def test_chat_uses_the_template(llm):
                       chat_template_kwargs={"mood": "!"})  # fmt: skip
     assert custom[0].prompt == "hello !"
     assert llm.render_chat(talk, add_generation_prompt=False)["prompt"].endswith("hello<|end|>\n")
+    parts = [{"role": "user", "content": [{"type": "text", "text": "hello"}, {"type": "text", "text": "there"}]}]
+    assert llm.render_chat(parts)["prompt"] == "<|start|>user\nhello\nthere<|end|>\n<|start|>assistant\n"
     begun = [*talk, {"role": "assistant", "content": "Well,"}]
     assert llm.chat(begun, GREEDY, continue_final_message=True)[0].prompt.endswith("assistant\nWell,")
 
