@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from quire.reference.engine import Engine
 
 
-# Tokens that cost a step of each plane as much as its fixed part: on CPUs the row free-tokens of benchmarks.speculation,
-# 24 to 28 (the reference takes its time for sequences rather than for their tokens); on GPUs a guess, not measured yet.
+# Tokens that cost a step of each plane as much as its fixed part: on CPUs the row free-tokens of benchmarks.speculation
+# (24 to 28; the reference takes its time for sequences rather than for their tokens); on GPUs a guess, not measured.
 FREE_TOKENS = {"reference": 100.0, "cpu": 28.0, "fast": 200.0}
 DRAFT_COST = 0.35  # of a draft model's token, as a share of the target's step on a CPU
 # On a GPU a pass takes the time of reading its weights, and that of so many more per layer: 18 µs of short kernels.
