@@ -35,7 +35,8 @@ class SeqPlan:
     row         the runner's slot for this sequence's state (tokens, block table, sampling parameters)
     seq_id      which sequence; together with ``epoch`` it tells a late result from a current one
     epoch       counts the admissions of this sequence (a preempted sequence comes back with the next epoch)
-    start       first position computed; its token and those after it are already in the runner's row
+    start       first position computed; its token and those after it are already in the runner's row. With ``ahead`` an
+                upper bound
     n           how many tokens are computed, drafted ones included
     n_draft     how many of the ``n`` (the last ones) are drafts to be verified
     new_blocks  block ids that follow, in the row's block table, those of the positions before ``start``; what the row
@@ -45,6 +46,8 @@ class SeqPlan:
                 (``slot = -1``); happens with n == 1 after a fork or when the whole prompt was found in the cache
     pools       whether the row's embedding is due with this chunk (never together with ``samples``)
     propose     how many drafts at most the proposer may offer after this step, for the row's next one
+    ahead       drafts of the row are in flight, so that its length is not known yet. The runner knows it when it comes
+                to this step: the first position is ``row_len - 1``
     """
 
     row: int
@@ -58,6 +61,7 @@ class SeqPlan:
     write: bool = True
     pools: bool = False
     propose: int = 0
+    ahead: bool = False
 
 
 @dataclass(slots=True)
@@ -156,7 +160,8 @@ class StepResult:
     prompt_logprobs   index in plan.seqs -> (first position, entries for the prompt positions this chunk made known);
                       position p's entry is about token p given those before it, so position 0 never has one
     drafts            index in plan.seqs -> tokens the proposer offers for the next step (they stay in the runner too;
-                      their number is known at once, reading them may wait for the device)
+                      their number is known at once, reading them may wait for the device). A next step that is planned
+                      ahead verifies as many as were asked for; what stands behind those offered is anything
     accepted          index in plan.seqs -> how many of its n_draft drafts were accepted, for those that had any
     pooled            index in plan.seqs -> the embedding, for those that pool: float32 numbers, little-endian
     """

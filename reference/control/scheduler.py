@@ -29,7 +29,7 @@ from quire.reference.control.params import BeamSearchParams, PoolingParams, Requ
 from quire.reference.control.plan import Copy, Fork, NewSeq, SeqPlan, StepPlan, StepResult
 from quire.reference.control.request import Event, FinishReason, Request, SchedulerStats
 from quire.reference.control.sequence import Group, Key, Sequence, Status
-from quire.reference.control.speculation import Speculation, tokens_to_come
+from quire.reference.control.speculation import Speculation, runs_ahead, tokens_to_come
 
 
 class Scheduler:
@@ -251,7 +251,8 @@ class Scheduler:
                 return
             planned.new_blocks += ahead.new_blocks
         if propose:
-            planned.propose, seq.followed, seq.blocked = propose, end, True
+            planned.propose, seq.followed = propose, end
+            self._await_drafts(seq, propose)
 
     def _drafts_wanted(self, seq: Sequence, end: int) -> int:
         """How many drafts to ask for behind a step that computes all positions before ``end`` and samples."""
@@ -282,21 +283,29 @@ class Scheduler:
         plan.seqs.append(
             SeqPlan(
                 seq.row, seq.seq_id, seq.epoch, start, end - start, num_drafts, blocks, samples, write, pools,
-                propose if samples else 0,
+                propose if samples else 0, ahead=seq.coming > seq.in_flight,
             )
         )  # fmt: skip
         seq.planned, seq.drafts = end, seq.drafts[:num_drafts]
         if brings:
             seq.in_flight += 1
+            seq.coming += num_drafts + 1
             seq.target = end + 1  # with drafts the upper bound
             group = seq.group
             if group.num_unforked:
                 self._to_fork.append(group)
-            # How far it gets, or what the next step verifies, is known when this step is back.
             if propose:
                 seq.followed = end
-            waits = num_drafts > 0 or propose > 0
-            seq.blocked = waits or isinstance(group.request.params, BeamSearchParams)
+            seq.blocked = isinstance(group.request.params, BeamSearchParams)
+            if num_drafts or propose:
+                self._await_drafts(seq, propose)
+
+    def _await_drafts(self, seq: Sequence, propose: int) -> None:
+        """How far it gets, and what its next step verifies, is known when this step is back; unless it runs ahead."""
+        if seq.runs_ahead:
+            seq.drafts = range(propose)
+        else:
+            seq.blocked = True
 
     # --- rows and status ----------------------------------------------------------------------------------------------
 
@@ -318,6 +327,7 @@ class Scheduler:
         wanted = isinstance(request.params, SamplingParams) and request.params.speculative is not False
         if self._speculation is not None and wanted:
             seq.acceptance = self._speculation.new()
+            seq.runs_ahead = self._speculation.policy.ahead and runs_ahead(seq.sampling)
         self._num_sequences += 1
         group.sequences.append(seq)
         self.sequences[seq.seq_id] = seq
@@ -387,26 +397,29 @@ class Scheduler:
             verified = planned.start + planned.n
             if planned.samples:
                 seq.in_flight -= 1
+                seq.coming -= planned.n_draft + 1
                 if isinstance(seq.group.request.params, BeamSearchParams):
                     commit(seq.table, seq.tokens, verified)
                     seq.candidates = logprobs[i][0]
                     seq.target = len(seq.tokens)
                     self._advance_beams(seq.group, events)
                     continue
+                verified = len(seq.tokens) + len(tokens) - 1  # rejected drafts come off the length again
+                event = seq.append(tokens)
                 if planned.n_draft:
-                    verified -= planned.n_draft + 1 - len(tokens)  # rejected drafts come off the length again
-                    seq.planned = min(seq.planned, verified)
-                    self._count_drafts(seq, planned.n_draft, result.accepted[i])
+                    seq.planned = min(seq.planned, verified + seq.coming)
+                    self._count_drafts(seq, planned.n_draft, result.accepted[i], event)
                 if planned.n_draft or planned.propose:
                     seq.blocked = False
                     self.kv.trim(seq.table, seq.planned)
-                event = seq.append(tokens)
-                event.num_drafted, event.num_accepted = planned.n_draft, result.accepted.get(i, 0)
                 if i in logprobs:
                     event.logprobs = logprobs[i][: len(event.token_ids)]
                 events.append(event)
-                seq.target = len(seq.tokens) + seq.in_flight
-                seq.drafts = result.drafts.get(i, [])
+                seq.target = len(seq.tokens) + seq.coming
+                drafts = result.drafts.get(i, [])
+                seq.offered = len(drafts)
+                if not seq.runs_ahead:
+                    seq.drafts = drafts
                 commit(seq.table, seq.tokens, verified)
                 if event.finish_reason is not None:
                     self._finish(seq)
@@ -426,11 +439,14 @@ class Scheduler:
                 self._finish(seq)
         return events
 
-    def _count_drafts(self, seq: Sequence, drafted: int, accepted: int) -> None:
+    def _count_drafts(self, seq: Sequence, computed: int, agreed: int, event: Event) -> None:
+        """So many drafts were verified, and so many agreed; planned ahead, there may be less than that in them."""
         assert self._speculation is not None and seq.acceptance is not None
-        self._speculation.count(seq.acceptance, drafted, accepted)
+        drafted = event.num_drafted = min(computed, seq.offered)
+        accepted = event.num_accepted = min(agreed, drafted)
+        self._speculation.count(seq.acceptance, computed, accepted)
         counts = self._counts
-        counts.num_drafts += 1
+        counts.num_drafts += drafted > 0
         counts.num_draft_tokens += drafted
         counts.num_accepted_tokens += accepted
         by_position = counts.accepted_by_position

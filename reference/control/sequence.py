@@ -3,7 +3,7 @@
 A sequence is described by lengths, so that the scheduler can plan ahead of the tokens::
 
     tokens     known on the host: the prompt, then what came back
-    target     tokens that will exist once every launched step is back  (len(tokens) + what is in flight)
+    target     tokens that will exist once every launched step is back  (len(tokens) + what is in flight, at most)
     planned    positions whose K/V is computed, or will be by a launched step
 
 ``planned < target`` means work to do: a prompt chunk if the difference is large, a decode step if it is one. There is
@@ -44,10 +44,14 @@ class Sequence:
     row          the runner's slot while running, else -1
     epoch        number of admissions so far; a result from an earlier epoch is stale
     in_flight    launched steps that will bring it tokens
-    drafts       tokens that the proposer offers for the next step; the runner has them too
+    coming       how many tokens at most these bring: one each, and their drafts
+    drafts       tokens that the proposer offers for the next step; the runner has them too. Of a sequence that runs
+                 ahead only their number means something
+    offered      how many drafts there were for the latest step in flight
+    runs_ahead   it is planned while drafts of its own are in flight
     acceptance   how its drafts have fared lately; None: it does not speculate
     followed     positions before this one a draft model has computed, if there is one
-    blocked      may not be planned now: its length depends on drafts in flight, or it is a beam awaiting its siblings
+    blocked      may not be planned now: it waits for drafts, or for how many are right, or, as a beam, for its siblings
     candidates   of a beam that has reported: its likeliest next tokens
     choices      of a beam that goes on: (token, cumulative log-probability) for it and the children it forks
     """
@@ -68,7 +72,10 @@ class Sequence:
     planned: int = 0
     target: int = 0
     in_flight: int = 0
+    coming: int = 0
     drafts: Tokens[int] = ()
+    offered: int = 0
+    runs_ahead: bool = False
     acceptance: Acceptance | None = None
     followed: int = 0
     blocked: bool = False

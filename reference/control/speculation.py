@@ -28,6 +28,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
+from quire.reference.control.params import SamplingParams
+
 WORTH = 1.1  # tokens per cost from which drafts are asked for; a plain step has 1
 WORTH_TRYING = 1.25  # what drafts that always agree must bring before one is tried at k = 0
 AT_LEAST = 16  # tokens that a sequence is expected to bring yet, however short it is
@@ -46,6 +48,7 @@ class DraftPolicy:
     free_tokens   tokens that cost as much as the part of a step that does not depend on their number
     draft_cost    of one drafted token, as a share of a plain step: next to 0 for lookups
     lookahead     the proposer writes K/V of its own where the drafts will stand, so their blocks are needed before
+    ahead         drafts are made, and verified, without the host: plan on while they are in flight
     """
 
     most: int
@@ -53,6 +56,12 @@ class DraftPolicy:
     free_tokens: float = 8.0
     draft_cost: float = 0.0
     lookahead: bool = False
+    ahead: bool = False
+
+
+def runs_ahead(params: SamplingParams) -> bool:
+    """Whether verifying such a sequence's drafts needs nothing that the host would have to know their tokens for."""
+    return params.structured_outputs is None and not params.min_tokens and not params.bad_words_token_ids
 
 
 @dataclass(slots=True)
@@ -142,6 +151,7 @@ class Speculation:
         return 0
 
     def count(self, acceptance: Acceptance, drafted: int, accepted: int) -> None:
-        """A verification of ``drafted`` drafts is back."""
+        """A verification of ``drafted`` drafts is back. Where fewer were offered, the others count as wrong: they cost
+        as much."""
         acceptance.count(drafted, accepted, FADE)
         self.overall.count(drafted, accepted, SLOW_FADE)

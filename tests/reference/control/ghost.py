@@ -156,12 +156,14 @@ class GhostRunner:
             assert row.blocks[: len(table.blocks)] == table.blocks, "runner and scheduler disagree on a block table"
             row.blocks = list(table.blocks)
             assert 0 not in row.blocks and len(set(row.blocks)) == len(row.blocks)
+            assert s.start >= len(row.tokens) - 1 if s.ahead else s.start < len(row.tokens), "not a bound, or not exact"
+            start = len(row.tokens) - 1 if s.ahead else s.start
             if s.n_draft:
                 assert len(row.drafts) >= s.n_draft
                 row.tokens += row.drafts[: s.n_draft]
-            assert s.start + s.n <= len(row.tokens), "computes a token that does not exist"
-            prefix = row.prefix(s.start)
-            for p in range(s.start, s.start + s.n):
+            assert start + s.n <= len(row.tokens), "computes a token that does not exist"
+            prefix = row.prefix(start)
+            for p in range(start, start + s.n):
                 prefix = extend(prefix, row.tokens[p])
                 if s.write:
                     block, slot = row.blocks[p // self.block_size], p % self.block_size
@@ -175,7 +177,7 @@ class GhostRunner:
         for i, s in enumerate(plan.seqs):
             row = self.rows[s.row]
             prefix = root(row.salt)
-            for p in range(s.start + s.n):
+            for p in range(len(row.tokens) if s.samples else s.start + s.n):
                 prefix = extend(prefix, row.tokens[p])
                 cell = self.device[row.blocks[p // self.block_size]][p % self.block_size]
                 assert cell == (p, prefix), f"sequence {s.seq_id} reads {cell} at position {p}"
@@ -198,7 +200,9 @@ class GhostRunner:
             self._draft_kv(row, s)
             row.drafts = self._propose(row, min(s.propose, self.num_drafts))
             if row.drafts:
-                result.drafts[i] = row.drafts
+                result.drafts[i] = list(row.drafts)
+            if self.scheduler.sequences[s.seq_id].runs_ahead:  # as many as it will verify, whatever they are
+                row.drafts += [0] * (s.propose - len(row.drafts))
         return result
 
     def _pool(self, row: Row, s: SeqPlan, i: int, result: StepResult) -> None:

@@ -57,6 +57,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     depths = (0, 1, 2)
     largest_chunk = 12
     modes = ("recompute", "swap")
+    speculating = (False, True)
+    most_drafts = 5
+    proposers: tuple[dict[str, bool], ...] = ({}, {"lookahead": True}, {"ahead": True})
 
     @initialize(data=st.data(), seed=st.integers(0, 2**16))
     def start(self, data: st.DataObject, seed: int) -> None:
@@ -76,7 +79,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             enable_prefix_caching=choose(True, True, False),
             policy=choose("fcfs", "priority"),
             preemption_mode=choose(*self.modes),
-            speculation=choose(None, self._policy(data)),
+            speculation=self._policy(data) if choose(*self.speculating) else None,
         )
         self.depth = choose(*self.depths)
         self.scheduler = Scheduler(self.config)
@@ -97,10 +100,10 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def _policy(self, data: st.DataObject) -> DraftPolicy:
         return DraftPolicy(
-            most=data.draw(st.integers(1, 5)),
+            most=data.draw(st.integers(1, self.most_drafts)),
             adaptive=data.draw(st.booleans()),
             free_tokens=data.draw(st.sampled_from([1.0, 8.0, 100.0])),
-            lookahead=data.draw(st.booleans()),
+            **data.draw(st.sampled_from(self.proposers)),
         )
 
     # --- what can happen ----------------------------------------------------------------------------------------------
@@ -112,7 +115,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         n=st.sampled_from([1, 1, 1, 2, 3]),
         extra=st.sampled_from([0, 0, 1]),
         max_tokens=st.one_of(st.none(), st.integers(1, 12)),
-        min_tokens=st.integers(0, 3),
+        min_tokens=st.sampled_from([0, 0, 1, 3]),
         ignore_eos=st.booleans(),
         stop=st.lists(st.integers(1, VOCAB - 1), max_size=1),
         speculative=st.sampled_from([None, True, False]),
@@ -314,3 +317,12 @@ class SchedulerMachine(RuleBasedStateMachine):
                 got = self.outputs.get(key, [])
                 assert key in self.ended
                 assert got == (output[: len(got)] if key in self.cut else output), f"{key} differs from it alone"
+
+
+class DraftsAhead(SchedulerMachine):
+    """Steps are planned while drafts are in flight, by bounds of the lengths: few drafts, for answers are short."""
+
+    depths = (1, 2)
+    speculating = (True,)
+    most_drafts = 2
+    proposers = ({"ahead": True},)

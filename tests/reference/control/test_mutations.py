@@ -18,7 +18,7 @@ from quire.reference.control.kv_manager import KVManager
 from quire.reference.control.scheduler import Scheduler
 from quire.reference.control.sequence import Sequence
 from tests.reference.control.ghost import GhostRunner
-from tests.reference.control.machine import SchedulerMachine
+from tests.reference.control.machine import DraftsAhead, SchedulerMachine
 
 
 class Mutant(NamedTuple):
@@ -83,8 +83,8 @@ MUTANTS = [
         "rejected drafts are published",
         Scheduler,
         "update",
-        "verified -= planned.n_draft + 1 - len(tokens)",
-        "seq.planned -= planned.n_draft + 1 - len(tokens)",
+        "verified = len(seq.tokens) + len(tokens) - 1",
+        "rejected = planned.n_draft + 1 - len(tokens)",
     ),
     Mutant("blocks reserved for drafts are kept", Scheduler, "update", "self.kv.trim(seq.table, seq.planned)", "pass"),
     Mutant(
@@ -97,11 +97,33 @@ MUTANTS = [
     Mutant(
         "a sequence with drafts in flight is planned again",
         Scheduler,
-        "_plan_sequence",
-        "num_drafts > 0 or propose > 0",
-        "False",
+        "_await_drafts",
+        "seq.blocked = True",
+        "pass",
     ),
-    Mutant("rejected drafts stay on the length", Scheduler, "update", "min(seq.planned, verified)", "seq.planned"),
+    Mutant(
+        "rejected drafts stay on the length",
+        Scheduler,
+        "update",
+        "min(seq.planned, verified + seq.coming)",
+        "seq.planned",
+    ),
+    Mutant(
+        "a length with drafts in flight is no upper bound",
+        Scheduler,
+        "update",
+        "min(seq.planned, verified + seq.coming)",
+        "min(seq.planned, verified + seq.in_flight)",
+        DraftsAhead,
+    ),
+    Mutant(
+        "a plan says that a bound is exact",
+        Scheduler,
+        "_plan_sequence",
+        "ahead=seq.coming > seq.in_flight",
+        "ahead=False",
+        DraftsAhead,
+    ),
     Mutant(
         "a row is reused before it is given back",
         Scheduler,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.reference.control.machine import SchedulerMachine
+from tests.reference.control.machine import DraftsAhead, SchedulerMachine
 
 
 class Synchronous(SchedulerMachine):
@@ -22,8 +22,8 @@ class RunAhead(SchedulerMachine):
 
 
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize("machine", [Synchronous, RunAhead])
+@pytest.mark.parametrize("machine", [Synchronous, RunAhead, DraftsAhead])
 def test_every_output_equals_the_request_alone(machine: type[SchedulerMachine], request: pytest.FixtureRequest) -> None:
     thorough = request.config.getoption("--thorough")
-    examples = 5000 if thorough else 200  # of each machine: 10,000 and 400 runs in all
+    examples = 5000 if thorough else 200  # of each machine: 15,000 and 600 runs in all
     run_state_machine_as_test(machine, settings=settings(max_examples=examples, stateful_step_count=60, deadline=None))
