@@ -210,6 +210,8 @@ def _draft_policy(config: EngineConfig, plane: str, runner: Any) -> Any:
         free_tokens=FREE_TOKENS[plane],
         draft_cost=draft_cost,
         lookahead=model,
+        # The fast plane looks prompts up on the device. A step that is verified needs exact lengths.
+        ahead=plane == "fast" and speculation.method == "ngram" and bool(config.async_scheduling) and not config.verify,
     )
 
 

@@ -10,6 +10,7 @@ One idea per file:
     sampling.py     from hidden states to tokens in the rows, with what few requests ask for: rules, grammars, logprobs
     results.py      tokens go back through pinned memory on a second stream; whoever wants them waits for that alone
     drafts.py       where drafts come from, and those that are looked up on the host
+    lookup.py       those of the prompt, looked up on the device
     draft_model.py  those of a small model, made on the device
     swap.py         blocks of preempted sequences move to host memory and back on a stream of their own
     memory.py       what a step takes besides the KV cache, measured once

@@ -3,7 +3,8 @@
 A runner shows its drafter every plan before the step, and asks it once the step's sampling is launched. What a lookup
 needs are the tokens, and these are on the device. So it works when they arrive, which the engine waits for anyway
 before it plans a sequence's drafts, from a copy of the rows that is kept here; its drafts travel to the rows with the
-inputs of the step that verifies them. (A draft model needs no such thing: draft_model.py.)
+inputs of the step that verifies them. (A draft model needs no such thing, draft_model.py, nor what looks at nothing but
+a sequence's own tokens, lookup.py.)
 """
 
 from __future__ import annotations

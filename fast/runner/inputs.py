@@ -1,10 +1,10 @@
 """The inputs of a step, built on the device: token ids, positions, slots, lengths and block tables.
 
-The host says five numbers per sequence: its row, where it starts, how many tokens, whether it writes, and the block it
-gained, if any. Everything else follows from the rows, which are on the device: above all the token that the step before
-has sampled, or a draft model has drafted, and that the host may not even know yet. Only drafts that the host has looked
-up come from there, and are put into the rows on the way. One program makes one sequence's inputs (a tile of them, if
-there are many).
+The host says five numbers per sequence: its row, where it starts (or that only the row knows, since drafts are in
+flight), how many tokens, whether it writes, and the block it gained, if any. Everything else follows from the rows,
+which are on the device: above all the token that the step before has sampled, or a draft model has drafted, and that
+the host may not even know yet. Only drafts that the host has looked up come from there, and are put into the rows on
+the way. One program makes one sequence's inputs (a tile of them, if there are many).
 
 Roofline: launch and latency, 3 µs for 256 decodes.
 """
@@ -24,6 +24,7 @@ from quire.fast.runner.rows import Rows
 
 TILE = 128  # tokens per program
 ENTRIES = 256  # of a block table, copied at once
+AHEAD = 2
 
 
 @dataclass
@@ -54,7 +55,8 @@ def build_inputs(
     """Inputs of a step of S sequences and T tokens.
 
     row, start, writes, new_block   int32 [S]: the sequence's row, its first position, whether its K/V is written, and a
-                                    block that follows those of the positions before ``start`` (0: none)
+                                    block that follows those of the positions before ``start`` (0: none).
+                                    ``writes`` + AHEAD: ``start`` is a bound, and the first position the row's last
     cu_q                            int32 [S + 1]: sequence s has the tokens cu_q[s] .. cu_q[s + 1] - 1
     tokens, max_q                   T, and a bound on the tokens of one sequence
     padded                          whether T may be more than cu_q[S]: padding stands between
@@ -68,8 +70,9 @@ def build_inputs(
     table = torch.empty(sequences, width, dtype=torch.int32, device=device)
     tile = 1 if max_q == 1 else TILE
     _build_inputs[(sequences + padded, triton.cdiv(max_q, tile))](
-        row, start, writes, new_block, cu_q, cu_q if given is None else given, rows.tokens, rows.block_table, ids,
-        positions, slot, row_of, length, seq_len, table, rows.tokens.stride(0), width, sequences, tokens, rows.padding,
+        row, start, writes, new_block, cu_q, cu_q if given is None else given, rows.tokens, rows.row_len,
+        rows.block_table, ids, positions, slot, row_of, length, seq_len, table, rows.tokens.stride(0), width, sequences,
+        tokens, rows.padding,
         GIVEN=given is not None, BLOCK_SIZE=rows.block_size, TILE=tile, ENTRIES=ENTRIES, num_warps=2, **OVERLAP,
     )  # fmt: skip
     meta = AttnMeta(cu_q, seq_len, table, slot, max_q=max_q, padded=padded)
@@ -78,8 +81,8 @@ def build_inputs(
 
 @triton.jit(do_not_specialize=["sequences", "tokens", "padding"])
 def _build_inputs(
-    rows, starts, writes, new_blocks, cu_q, given, tokens_of, tables, ids, positions, slots, row_of, lengths, seq_len,
-    table, stride_tokens, width, sequences, tokens, padding,
+    rows, starts, writes, new_blocks, cu_q, given, tokens_of, row_len, tables, ids, positions, slots, row_of, lengths,
+    seq_len, table, stride_tokens, width, sequences, tokens, padding,
     GIVEN: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, ENTRIES: tl.constexpr,
 ):  # fmt: skip
     """Program (sequence, tile of its tokens); there may be one sequence more than there are, which is padding."""
@@ -96,15 +99,16 @@ def _build_inputs(
             tl.store(row_of + t, (zero + padding).to(tl.int32), mask=t < tokens)
             tl.store(lengths + t, (zero + 1).to(tl.int32), mask=t < tokens)
         return
-    row, start = tl.load(rows + s).to(tl.int64), tl.load(starts + s)
+    row, bound, how = tl.load(rows + s).to(tl.int64), tl.load(starts + s), tl.load(writes + s)
+    start = tl.where(how >= 2, tl.load(row_len + row) - 1, bound)
     n = tl.load(cu_q + s + 1) - query0
-    new, entry = tl.load(new_blocks + s), tl.cdiv(start, BLOCK_SIZE)
+    new, entry = tl.load(new_blocks + s), tl.cdiv(bound, BLOCK_SIZE)
     own = tables + row * width
     i = tile * TILE + tl.arange(0, TILE)
     p = start + i
     block = tl.load(own + p // BLOCK_SIZE, mask=i < n, other=0)
     block = tl.where((new > 0) & (p // BLOCK_SIZE == entry), new, block)
-    slot = tl.where(tl.load(writes + s) != 0, block.to(tl.int64) * BLOCK_SIZE + p % BLOCK_SIZE, -1)
+    slot = tl.where(how % 2 != 0, block.to(tl.int64) * BLOCK_SIZE + p % BLOCK_SIZE, -1)
     token = tl.load(tokens_of + row * stride_tokens + p, mask=i < n, other=0)
     if GIVEN:
         draft = tl.load(given + query0 + i, mask=i < n, other=-1)

@@ -20,7 +20,8 @@ Ints = npt.NDArray[np.int64]
 class Launched:
     """A forward pass that has not been sampled yet.
 
-    rows, start, end, n_draft   of plan.seqs, int64 [S], on the host; ``end`` is behind the last draft
+    rows, start, end, n_draft   of plan.seqs, int64 [S], on the host; ``end`` is behind the last draft. Bounds of those
+                                planned ahead
     cu_q             query offsets int32 [S + 1], on the host
     which            the plan.seqs that sample
     given            drafts that the rows do not have yet, by the step's tokens, -1 elsewhere; empty: there are none

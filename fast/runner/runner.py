@@ -30,8 +30,9 @@ from quire.fast.ops import copy_blocks
 from quire.fast.runner.draft_model import DraftModel
 from quire.fast.runner.drafts import Drafter, HostDrafts
 from quire.fast.runner.graphs import EXACT, Graphs, coarse, doubling, ladder, smallest
-from quire.fast.runner.inputs import Inputs, build_inputs
+from quire.fast.runner.inputs import AHEAD, Inputs, build_inputs
 from quire.fast.runner.launched import Launched, looked_up
+from quire.fast.runner.lookup import Lookup
 from quire.fast.runner.memory import measure_activations
 from quire.fast.runner.results import Assembly, Fetcher, Pending
 from quire.fast.runner.rows import Rows, Run
@@ -43,6 +44,7 @@ from quire.reference.control.plan import SeqPlan, StepPlan, Swap
 from quire.reference.models import Model
 from quire.reference.sampling import Positions, SamplerState, rank_tokens
 from quire.reference.sampling.verification import spread_masks
+from quire.reference.speculation.ngram import NGram
 from quire.reference.speculation.proposer import Proposer
 
 Ints = npt.NDArray[np.int64]
@@ -103,6 +105,8 @@ class ModelRunner:
         if draft_model is not None:
             shared = self.rows, self._upload, self._fetcher, self._graphs
             self.proposer = DraftModel(draft_model, *shared, most=most_drafts, dtype=dtype, rejection=rejection)
+        elif isinstance(proposer, NGram):
+            self.proposer = Lookup(proposer, self.rows, self._upload, self._fetcher, most_drafts)
         elif proposer is not None:
             self.proposer = HostDrafts(proposer, self.rows.sampler, max_model_len)
         self.caches: Caches = []
@@ -166,8 +170,8 @@ class ModelRunner:
                 empty = np.zeros(0, np.int64)
                 self._launched = Launched(plan, empty, empty, empty, empty, np.zeros(1, np.int32), [], empty)
                 return
-            fields = np.array([(s.row, s.start, s.n, s.n_draft, s.write) for s in plan.seqs], np.int64).T
-            rows, start, n, n_draft, writes = fields
+            fields = [(s.row, s.start, s.n, s.n_draft, s.write + AHEAD * s.ahead) for s in plan.seqs]
+            rows, start, n, n_draft, writes = np.array(fields, np.int64).T
             cu_q = np.zeros(len(rows) + 1, np.int32)
             np.cumsum(n, out=cu_q[1:])
             which = [i for i, s in enumerate(plan.seqs) if s.samples]
@@ -210,13 +214,11 @@ class ModelRunner:
         return inputs, hidden, Places(inputs.row, inputs.length, cu_q, longest)
 
     def _forward_mixed(self, step: Launched, seqs: npt.NDArray[np.int32], longest: int) -> None:
-        which, drafts = step.which, step.n_draft[step.which]
-        at = Positions.of(step.rows[which], step.end[which] - drafts, drafts)
-        first = np.append(at.first, len(at.row))
-        row, start, writes, new_block, cu_q, step.at, *at_each, starts, given = self._upload.send(
-            [*seqs, step.cu_q, step.sampled, at.row, at.length, first, step.given]
+        drafts = step.n_draft[step.which]
+        first = np.append(0, np.cumsum(drafts + 1))
+        row, start, writes, new_block, cu_q, step.at, starts, given = self._upload.send(
+            [*seqs, step.cu_q, step.sampled, first, step.given]
         )
-        step.places = Places(at_each[0], at_each[1], starts, most=int(drafts.max(initial=0)) + 1)
         tokens, longest = int(step.cu_q[-1]), max(longest, MANY)
         step.inputs = build_inputs(
             self.rows, row, start, writes, new_block, cu_q, tokens, longest, given=given if len(given) else None
@@ -224,6 +226,8 @@ class ModelRunner:
         if not self.rows.pooled and not (self.rows.sampler.prompt_logprobs[step.rows] >= 0).any():
             step.wanted = step.at
         i = step.inputs
+        where = i.row.index_select(0, step.at), i.length.index_select(0, step.at)
+        step.places = Places(*where, starts, most=int(drafts.max(initial=0)) + 1)
         step.hidden = self.model.forward(i.ids, i.positions, self.caches, i.meta, step.wanted)  # type: ignore[arg-type]
 
     def _apply(self, plan: StepPlan) -> tuple[Ints, list[list[int]]]:

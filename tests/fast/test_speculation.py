@@ -7,6 +7,8 @@ right: one stale or foreign position, and it says nonsense. So full acceptance i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,9 @@ from hypothesis import strategies as st
 
 from quire.backend import build_engine
 from quire.fast.runner import ModelRunner
+from quire.fast.runner.rows import Rows
 from quire.reference.config import EngineConfig
+from quire.reference.control.plan import StepPlan, StepResult
 from quire.reference.control.speculation import DraftPolicy
 from quire.reference.engine import Engine
 from quire.reference.runner import ModelRunner as ReferenceRunner
@@ -51,12 +55,47 @@ class Stranger(MemoryModel):
         return super().logits(torch.where(hidden % 5 == 0, hidden + 1, hidden))
 
 
+@dataclass
+class OnDevice:
+    """Writes what ``proposer`` offers into the rows, as if a kernel had. Plans may go on meanwhile, so it writes as
+    many drafts as are wanted, and says how many of them were offered."""
+
+    proposer: Scripted
+    rows: Rows = field(init=False)
+
+    def allocate_kv(self, num_blocks: int, num_host_blocks: int) -> None: ...
+
+    def follow(self, plan: StepPlan) -> list[list[int]]:
+        return []
+
+    def draft(self, plan: StepPlan) -> Callable[[StepResult], None]:
+        offers = {}
+        tokens, lengths = self.rows.tokens.cpu().numpy(), self.rows.row_len.cpu().numpy()
+        for i, s in enumerate(plan.seqs):
+            if s.propose:
+                length = int(lengths[s.row])
+                drafts = self.proposer._continue(tokens[s.row, :length].tolist(), s.propose)
+                self.rows.tokens[s.row, length : length + s.propose] = torch.tensor(drafts, dtype=torch.int32)
+                offers[i] = drafts[: s.propose - length % 2]  # some are of nobody
+        return lambda result: result.drafts.update(offers)
+
+
 def speculating(k: int, *, adaptive: bool = False, drafter: Any, **changes: Any) -> Engine:
     """An engine with a proposer that looks up, or with a model that drafts."""
-    model = isinstance(drafter, MemoryModel)
-    kind = {"draft_model": drafter} if model else {"proposer": drafter}
-    policy = DraftPolicy(most=k, adaptive=adaptive, draft_cost=0.1 if model else 0.0, lookahead=model)
-    return engine(partial(ModelRunner, most_drafts=k, **kind), policy, **changes)
+    model, ahead = isinstance(drafter, MemoryModel), isinstance(drafter, NGram | OnDevice)
+    kind = {"draft_model": drafter} if model else {} if isinstance(drafter, OnDevice) else {"proposer": drafter}
+    policy = DraftPolicy(
+        most=k,
+        adaptive=adaptive,
+        draft_cost=0.1 if model else 0.0,
+        lookahead=model,
+        ahead=ahead and changes.get("async_scheduling", False),
+    )
+    own = engine(partial(ModelRunner, most_drafts=k, **kind), policy, **changes)
+    if isinstance(drafter, OnDevice):
+        runner: Any = own.runner
+        runner.proposer, drafter.rows = drafter, runner.rows
+    return own
 
 
 def oracle(right: float, truth: dict[str, Any]) -> Scripted:
@@ -71,6 +110,7 @@ def oracle(right: float, truth: dict[str, Any]) -> Scripted:
 DRAFTERS = {
     "garbage": (5, lambda truth: oracle(0.0, truth)),
     "an oracle": (7, lambda truth: oracle(0.9, truth)),
+    "an oracle on the device": (3, lambda truth: OnDevice(oracle(0.8, truth))),
     "prompt lookup": (3, lambda truth: NGram(1, 4)),
     "suffix lookup": (3, lambda truth: Suffix(1, 4)),
     "a model that agrees": (5, lambda truth: MemoryModel(VOCAB)),
@@ -81,6 +121,8 @@ CASES = [
     ("an oracle", "run-ahead"),
     ("an oracle", "recompute"),
     ("prompt lookup", "run-ahead"),
+    ("an oracle on the device", "run-ahead"),
+    ("an oracle on the device", "swap"),
 ]
 CASES += [("a model that mostly agrees", name) for name in ENGINES]
 if COMPILED:
