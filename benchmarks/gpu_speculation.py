@@ -5,7 +5,7 @@
     plain/bN        milliseconds per step of N requests without speculation
     draft/P/bN/kK   speedup with K drafts of the draft model per step, of which P per cent agree
     draft/P/bN      the best of these
-    free/P/bN/k5    the same with drafts that cost nothing, as a lookup's
+    free/P/bN/k5    the same with prompt lookup: it is done, and then the script's drafts are put in place of its own
     auto/P/b64      64 requests, up to 5 drafts of the draft model, the controller on; auto-free/P/b64: free ones
     accepted/…      of each, the drafts accepted per verification
 
@@ -23,19 +23,22 @@ import gc
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from benchmarks.gpu import MODELS
 from quire import LLM, SamplingParams
-from quire.reference.speculation.proposer import Draft, View
+from quire.fast.runner.lookup import Lookup
+from quire.reference.control.plan import StepPlan, StepResult
 from quire.report import Row, show, write
 
 PROMPT, OUTPUT, LENGTH = 32, 200, 512
@@ -66,17 +69,34 @@ class Scripted:
 
 @dataclass
 class Oracle:
-    """Proposes what the script says, at no cost."""
+    """Prompt lookup on the device, and one more small kernel: it puts the script's tokens in place of what was found."""
 
-    script: list[int] = field(default_factory=list)
+    lookup: Lookup
+    script: Tensor
 
-    def allocate_kv(self, num_blocks: int, num_host_blocks: int) -> None: ...
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.lookup, name)
 
-    def follow(self, plan: Any, tokens: Any, row_len: Any) -> None: ...
+    def draft(self, plan: StepPlan) -> Callable[[StepResult], None]:
+        found = self.lookup.draft(plan)
+        asked = {i: s for i, s in enumerate(plan.seqs) if s.propose}
+        if asked:
+            rows = torch.tensor([s.row for s in asked.values()], dtype=torch.int32).pin_memory()
+            rows, tables = rows.to("cuda", non_blocking=True), self.lookup.rows
+            _say[(len(asked),)](rows, tables.tokens, tables.row_len, self.script, tables.tokens.stride(0), K=8)
 
-    def propose(self, view: View) -> list[Draft]:
-        pairs = zip(view.lengths.tolist(), view.want.tolist())
-        return [Draft(self.script[length : length + want]) for length, want in pairs]
+        def offer(result: StepResult) -> None:
+            found(result)
+            result.drafts.update({i: range(s.propose) for i, s in asked.items()})
+
+        return offer
+
+
+@triton.jit
+def _say(rows, tokens, row_len, script, stride, K: tl.constexpr):
+    row = tl.load(rows + tl.program_id(0)).to(tl.int64)
+    at = tl.load(row_len + row) + tl.arange(0, K)
+    tl.store(tokens + row * stride + at, tl.load(script + at).to(tl.int32), mask=at < stride)
 
 
 def scripts() -> tuple[Tensor, dict[int, Tensor]]:
@@ -155,9 +175,9 @@ def measure(target: str, draft: str, lengths: list[int]) -> Iterator[Row]:
         return lambda wanted: script.copy_(wanted)
 
     def oracle(llm: LLM) -> Any:
-        proposer: Any = llm.engine.runner.proposer  # type: ignore[attr-defined]
-        proposer.proposer = Oracle()
-        return lambda wanted: setattr(proposer.proposer, "script", wanted.tolist())
+        runner: Any = llm.engine.runner
+        runner.proposer = Oracle(runner.proposer, script := truth.to("cuda"))
+        return lambda wanted: script.copy_(wanted)
 
     ngram, model = {"method": "ngram", "num_speculative_tokens": 5}, {"model": draft}
     with engine(target, truth, ngram | {"adaptive": False}) as llm:

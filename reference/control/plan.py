@@ -36,7 +36,7 @@ class SeqPlan:
     seq_id      which sequence; together with ``epoch`` it tells a late result from a current one
     epoch       counts the admissions of this sequence (a preempted sequence comes back with the next epoch)
     start       first position computed; its token and those after it are already in the runner's row. With ``ahead`` an
-                upper bound
+                upper bound, until the step's result is in
     n           how many tokens are computed, drafted ones included
     n_draft     how many of the ``n`` (the last ones) are drafts to be verified
     new_blocks  block ids that follow, in the row's block table, those of the positions before ``start``; what the row

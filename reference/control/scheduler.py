@@ -404,6 +404,8 @@ class Scheduler:
                     seq.target = len(seq.tokens)
                     self._advance_beams(seq.group, events)
                     continue
+                if planned.ahead:
+                    planned.start = len(seq.tokens) - 1  # for whoever looks at the plan now, as a trace does
                 verified = len(seq.tokens) + len(tokens) - 1  # rejected drafts come off the length again
                 event = seq.append(tokens)
                 if planned.n_draft:
