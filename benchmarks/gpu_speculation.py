@@ -69,7 +69,7 @@ class Scripted:
 
 @dataclass
 class Oracle:
-    """Prompt lookup on the device, and one more small kernel: it puts the script's tokens in place of what was found."""
+    """Prompt lookup on the device, and one more small kernel that says what the script does."""
 
     lookup: Lookup
     script: Tensor
