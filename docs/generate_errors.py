@@ -34,8 +34,9 @@ and with settings that would fit, each tried by the same arithmetic. [Sizing mem
 **`pip install` brings gigabytes.** On Linux torch's default build carries CUDA. For a CPU, take the CPU build first:
 `PIP_ARGS` of `make` hands pip the address of the wheels.
 
-**The first request after a start is slow.** Triton and numba compile kernels when they are first used on a machine, and
-keep them (`~/.triton/cache`, `__pycache__`). CUDA graphs are captured when a batch size comes up for the second time.
+**The first start takes long, or the first request.** numba compiles the CPU's loops when an engine first starts on a
+machine (a log line says so), Triton compiles the GPU's kernels when they are first used; both keep them (`__pycache__`,
+`~/.triton/cache`). CUDA graphs are captured when a batch size comes up for the second time.
 
 **Streams stutter.** A step with somebody's long prompt takes long, and everybody waits for it: lower
 `max_num_batched_tokens`. [Tuning](tuning.md).

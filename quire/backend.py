@@ -273,7 +273,9 @@ def _runner(plane: str, config: EngineConfig, model: Any, **settings: Any) -> An
 
     if plane == "cpu":
         from quire.fast.cpu.linear import pack
+        from quire.fast.cpu.loading import load_kernels
 
+        load_kernels()
         pack(model)
     proposer = _lookup(config)
     if draft is not None:

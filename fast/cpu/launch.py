@@ -12,8 +12,9 @@ by ``#pragma omp parallel``, which in machine code is one function, ``GOMP_paral
 Called with the address of a compiled kernel it runs that on torch's threads; a launch costs 2.5 µs, like the smallest
 of torch's operators. Where torch's OpenMP has no such function (macOS, Windows) kernels run in one thread.
 
-numba keeps machine code on disk, in ``__pycache__`` or the user's cache folder. A kernel is compiled, or loaded, when
-it is launched for the first time: importing this plane compiles nothing.
+numba keeps machine code on disk, in ``__pycache__`` or the user's cache folder. A kernel is compiled, or loaded from
+there, when an engine starts (``loading``) or when it is launched for the first time: importing this plane compiles
+nothing.
 """
 
 from __future__ import annotations
@@ -83,11 +84,16 @@ class Kernel:
         self._compiled: Any = None  # kept: the machine code lives as long as this
         self._address = 0
 
-    def __call__(self, *values: float, threads: int = 1) -> None:
-        """Run on this many threads, and return when all are done. Tensors are given by their ``data_ptr()``."""
+    def load(self) -> None:
+        """Compile it, or load what was compiled, if that has not been done."""
         if not self._address:
             self._compiled = _compile(self.body)
             self._address = self._compiled.address
+
+    def __call__(self, *values: float, threads: int = 1) -> None:
+        """Run on this many threads, and return when all are done. Tensors are given by their ``data_ptr()``."""
+        if not self._address:
+            self.load()
         _openmp()(self._address, self._pack(*values), threads, 0)
 
 
@@ -131,7 +137,7 @@ def _compile(body: Callable[[Any], None]) -> Any:
 
 @cache
 def _say_why_it_takes_so_long() -> None:
-    """Once: the first kernel of some twenty has been compiled, which takes seconds in all."""
+    """Once: the first kernel has been compiled, and others follow, which takes seconds in all."""
     logger.warning("compiling loops for this processor; this takes some seconds, once")
 
 

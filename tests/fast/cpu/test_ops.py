@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from quire import LLM
 from quire.fast import cpu as ops
 from quire.fast.cpu import invariant, kernels, launch
 from quire.fast.cpu.linear import pack, packed
@@ -271,3 +272,10 @@ print("fine")
     command = [sys.executable, "-c", code]
     assert subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip() == "fine"
     assert launch.threads_for(10**9, 1) == torch.get_num_threads() and launch.threads_for(5, 10) == 1
+
+
+def test_an_engine_has_its_loops_before_its_first_request(monkeypatch):
+    loaded = set()
+    monkeypatch.setattr(launch.Kernel, "load", lambda kernel: loaded.add(kernel.body.__name__))
+    LLM("pocket", backend="fast", device="cpu", num_blocks=130)
+    assert loaded == {"rms_norm", "rope", "activate", "write_kv", "attend"}
