@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from threading import RLock
 from types import TracebackType
 from typing import Any
 
@@ -40,8 +41,8 @@ class LLM:
     """An engine with a model in it.
 
     ``model`` is a zoo name ("pocket", the model that ships with quire), a local folder, or a Hugging Face hub name;
-    all other arguments are those of ``EngineConfig``. Not thread-safe. ``close`` (or ``with``) writes out a trace, if
-    one is recorded; nothing else needs closing.
+    all other arguments are those of ``EngineConfig``. Threads that share one wait for each other's steps. ``close`` (or
+    ``with``) writes out a trace, if one is recorded; nothing else needs closing.
     """
 
     def __init__(self, model: str = "pocket", **engine_args: Any) -> None:
@@ -54,6 +55,7 @@ class LLM:
             tokenizer=self.assets.get_tokenizer,
         )
         self._processor = OutputProcessor(self.assets.tokenizer)
+        self._turn = RLock()  # whoever uses the engine has it; again within a step if a stream is let go of there
         self._boxes: dict[str, deque[RequestOutput]] = {}  # request id -> the outputs of the call it belongs to
 
     # --- asking -------------------------------------------------------------------------------------------------------
@@ -181,17 +183,20 @@ class LLM:
 
     def stats(self) -> SchedulerStats:
         """Running and waiting requests, KV blocks, prefix hits, preemptions: a snapshot with counts since the start."""
-        return self.engine.stats()
+        with self._turn:
+            return self.engine.stats()
 
     def reset_prefix_cache(self) -> None:
         """Forget the cached beginnings of earlier prompts."""
-        self.engine.reset_prefix_cache()
+        with self._turn:
+            self.engine.reset_prefix_cache()
 
     def close(self) -> None:
         """Abort what runs (its streams end with finish_reason "abort") and write out the trace."""
-        for request_id in list(self._boxes):
-            self._deliver(self.engine.abort_request(request_id))
-        self.engine.close()
+        with self._turn:
+            for request_id in list(self._boxes):
+                self._deliver(self.engine.abort_request(request_id))
+            self.engine.close()
 
     def __enter__(self) -> LLM:
         return self
@@ -256,7 +261,7 @@ class LLM:
         box: deque[RequestOutput] = deque()
         open_ids: dict[str, None] = {}
         try:
-            with interrupts_wait():  # else a request could be in the engine and not in open_ids
+            with self._turn, interrupts_wait():  # else a request could be in the engine and not in open_ids
                 for i, request in enumerate(requests):
                     try:
                         open_ids[self._submit(request, i, stream, box)] = None
@@ -269,9 +274,7 @@ class LLM:
                         del open_ids[output.request_id]
                     yield output
                 if open_ids:
-                    if not self.engine.has_unfinished():
-                        raise RuntimeError(f"requests that somebody else has ended: {', '.join(open_ids)}")
-                    self._step()
+                    self._step(box, open_ids)
         finally:
             self._abort(list(open_ids))
 
@@ -285,9 +288,13 @@ class LLM:
         )
         return request_id
 
-    def _step(self) -> None:
-        """One step of the engine, for whichever calls have requests in it."""
-        with interrupts_wait():
+    def _step(self, box: deque[RequestOutput], open_ids: Mapping[str, None]) -> None:
+        """One step of the engine, for whichever calls have requests in it; none if another's has filled ``box``."""
+        with self._turn, interrupts_wait():
+            if box:
+                return
+            if not self.engine.has_unfinished():
+                raise RuntimeError(f"requests that somebody else has ended: {', '.join(open_ids)}")
             self._deliver(self.engine.step())
 
     def _deliver(self, events: list[Event]) -> None:
@@ -300,10 +307,11 @@ class LLM:
             box.append(output)
 
     def _abort(self, request_ids: Sequence[str]) -> None:
-        for request_id in request_ids:
-            self.engine.abort_request(request_id)
-            self._processor.discard(request_id)
-            self._boxes.pop(request_id, None)
+        with self._turn:
+            for request_id in request_ids:
+                self.engine.abort_request(request_id)
+                self._processor.discard(request_id)
+                self._boxes.pop(request_id, None)
 
     def _beams(self, output: RequestOutput, params: BeamSearchParams) -> BeamSearchOutput:
         """The completions of a beam search in vLLM's form, which repeats the prompt."""

@@ -249,6 +249,23 @@ def test_two_calls_in_turn_get_each_their_own(llm):
     assert collect(iter([*first, *stream])) == alone
 
 
+def test_threads_may_share_an_engine(checkpoint):
+    llm = LLM(str(checkpoint), num_blocks=200, batch_invariant=True)
+    expected = [o.outputs[0].text for o in llm.generate(["the", "one"], GREEDY)]
+    answers: list[list[str]] = []
+
+    def ask() -> None:
+        for _ in range(5):
+            answers.append([o.outputs[0].text for o in llm.generate(["the", "one"], GREEDY, use_tqdm=False)])
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert answers == [expected] * 20
+
+
 def test_closing_a_stream_aborts_its_requests(llm):
     stream = llm.stream(["the", "one"], SamplingParams(max_tokens=500, ignore_eos=True))
     next(stream)
