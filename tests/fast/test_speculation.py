@@ -166,6 +166,28 @@ def test_the_draft_model_has_the_right_past_whatever_happens(alone: dict[str, An
     assert stats.num_accepted_tokens == stats.num_draft_tokens
 
 
+@settings(max_examples=60 if COMPILED else 2)
+@given(data=st.data())
+def test_drafts_in_flight_change_nothing_whatever_happens(alone: dict[str, Any], data: st.DataObject) -> None:  # noqa: F811
+    """Steps are planned by bounds of the lengths, which come down while they run."""
+    block_size = data.draw(st.sampled_from([4, 8, 16]))
+    own = speculating(
+        data.draw(st.integers(1, 6)),
+        drafter=OnDevice(oracle(data.draw(st.sampled_from([0.0, 0.5, 0.9])), alone)),
+        adaptive=data.draw(st.booleans()),
+        block_size=block_size,
+        num_blocks=MAX_LEN // block_size + 1 + data.draw(st.sampled_from([0, 3, 60])),
+        max_num_batched_tokens=data.draw(st.integers(5, 90)),
+        max_num_seqs=data.draw(st.integers(4, 12)),
+        enable_prefix_caching=data.draw(st.booleans()),
+        async_scheduling=True,
+        preemption_mode=data.draw(st.sampled_from(["recompute", "swap"])),
+    )
+    names = data.draw(st.permutations(NAMES))
+    aborted = {name: data.draw(st.integers(0, 12)) for name in names[:3]}
+    assert answers(own, names[3:8], aborted) == {name: alone[name] for name in names[3:8]}
+
+
 def test_a_request_may_do_without(alone: dict[str, Any]) -> None:  # noqa: F811
     own = speculating(4, drafter=MemoryModel(VOCAB))
     for quiet in (True, False):
