@@ -40,6 +40,35 @@ class SmallChunksAhead(SchedulerMachine):
     modes = ("recompute",)
 
 
+class SmallChunksSwapped(SchedulerMachine):
+    """Prompts are swapped out between two chunks of them."""
+
+    chunking = (True,)
+    largest_chunk = 4
+    modes = ("swap",)
+
+
+class RightDrafts(SchedulerMachine):
+    """Every sequence is drafted for from the beginning, and gains several tokens in a step."""
+
+    speculating = (True,)
+    drafts = 4
+
+
+class WrongDrafts(SchedulerMachine):
+    """The same, but some of each draft is wrong: lengths are taken back, across the ends of blocks."""
+
+    block_sizes = (2, 4)
+    caching = speculating = (True,)
+    drafts, draft_errors = 4, 2
+
+
+class WrongDraftsAhead(WrongDrafts):
+    """Plans are made while such drafts are in flight."""
+
+    depths = (1, 2)
+
+
 MUTANTS = [
     Mutant("a fork forgets to count itself", KVManager, "fork", "self.pool.share(blocks)", "pass"),
     Mutant("a cache hit forgets to count itself", KVManager, "admit", "self.pool.share(cached)", "pass"),
@@ -85,14 +114,23 @@ MUTANTS = [
         "update",
         "verified = len(seq.tokens) + len(tokens) - 1",
         "rejected = planned.n_draft + 1 - len(tokens)",
+        WrongDrafts,
     ),
-    Mutant("blocks reserved for drafts are kept", Scheduler, "update", "self.kv.trim(seq.table, seq.planned)", "pass"),
+    Mutant(
+        "blocks reserved for drafts are kept",
+        Scheduler,
+        "update",
+        "self.kv.trim(seq.table, seq.planned)",
+        "pass",
+        WrongDrafts,
+    ),
     Mutant(
         "a draft model's blocks are not reserved",
         Scheduler,
         "_schedule_running",
         "propose if self._lookahead else 0",
         "0",
+        RightDrafts,
     ),
     Mutant(
         "a sequence with drafts in flight is planned again",
@@ -100,6 +138,7 @@ MUTANTS = [
         "_await_drafts",
         "seq.blocked = True",
         "pass",
+        WrongDraftsAhead,
     ),
     Mutant(
         "rejected drafts stay on the length",
@@ -178,8 +217,11 @@ MUTANTS = [
         "_preempt",
         '== "swap" and not seq.sums',
         '== "swap"',
+        SmallChunksSwapped,
     ),
-    Mutant("tokens behind a stop are kept", Sequence, "append", "event.token_ids = tokens[:count]", "pass"),
+    Mutant(
+        "tokens behind a stop are kept", Sequence, "append", "event.token_ids = tokens[:count]", "pass", RightDrafts
+    ),
     Mutant(
         "beams that wait for each other hold everything",
         Scheduler,
