@@ -1,12 +1,13 @@
 """What every test shares: one thread, no network, hypothesis profiles, and one name for every module.
 
 ``pytest --thorough`` runs the property tests with many random examples; without it they are the same few hundred
-examples in every run, so that a failure is never a matter of luck.
+examples in every run, so that a failure is never a matter of luck. tests/test_same_examples.py holds us to it.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
 
 pytest.register_assert_rewrite("tests.runner_suite")
 
@@ -63,6 +65,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Load the profile before any test module is imported: ``settings()`` in a test then starts from it."""
     thorough = config.getoption("--thorough")
     settings.load_profile("thorough" if thorough else "ci")
+    if not thorough:
+        # Hypothesis mixes in numbers and words from the sources of whatever modules of ours happen to be imported, even
+        # with derandomize: examples would depend on which tests the same process ran before. It has no setting for it.
+        providers._get_local_constants = lambda: providers._local_constants  # none: nobody has looked yet
     if thorough and config.option.timeout is None:
         config.option.timeout = 0  # many examples take their time
 
@@ -77,6 +83,16 @@ def one_name_per_module() -> Iterator[None]:
         if name.partition(".")[0] in LINKED and _inside_checkout(getattr(module, "__file__", None))
     ]
     assert not bare, f"imported by their bare names: {bare}; write quire.…"
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """What a test draws from a global generator does not depend on the tests before it."""
+    random.seed(0)
+    if "numpy.random" in sys.modules:
+        sys.modules["numpy.random"].seed(0)
+    if "torch" in sys.modules:  # where it is not imported yet, its generator is as it begins
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(scope="session")
