@@ -56,7 +56,8 @@ const quirePage = {
     document.getElementById(`${id}-say`).textContent = text;
   },
 
-  // Follow the trace of the server behind the chosen model ("url name"); resolves to whether it can be followed.
+  // Follow the trace of the server behind the chosen model ("url name"); resolves once its first line is here, or it
+  // is known that there will be none, to whether it is followed: whatever is asked of the server then will be seen.
   async watch(id, model, key) {
     if (!model) {
       this.say(id, "No server answers, so there is nothing to watch.");
@@ -67,8 +68,16 @@ const quirePage = {
     const refusal = await this.refusal(url, headers);
     this.say(id, refusal);
     if (refusal) return false;
-    await this.picture(id).connect(url, {headers});
-    return true;
+    const picture = this.picture(id);
+    picture.disconnect();
+    return new Promise((resolve) => {
+      picture.addEventListener("quire-status", function told({detail: {state}}) {
+        if (state === "connecting") return;
+        picture.removeEventListener("quire-status", told);
+        resolve(state === "live");
+      });
+      picture.connect(url, {headers});
+    });
   },
 
   // Why a stream cannot be had, in the server's words; empty if it can.
