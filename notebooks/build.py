@@ -60,9 +60,12 @@ def relink(text: str) -> str:
 
 def execute(notebook: nbformat.NotebookNode) -> None:
     """Run all cells in a new kernel, as a learner would: in this folder, on one thread."""
-    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "SOURCE_DATE_EPOCH": "0"}
-    os.environ["PYTHONPATH"] = str(HERE.parent)  # this checkout's quire, whatever else is installed
-    NotebookClient(notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(HERE)}}).execute()
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "SOURCE_DATE_EPOCH": "0"}
+    environment["PYTHONPATH"] = str(HERE.parent)  # this checkout's quire, whatever else is installed
+    client = NotebookClient(
+        notebook, timeout=240, startup_timeout=240, kernel_name="python3", resources={"metadata": {"path": str(HERE)}}
+    )
+    client.execute(env=environment)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
     notebook.metadata = {
