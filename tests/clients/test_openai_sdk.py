@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,7 +13,7 @@ from pydantic import BaseModel
 
 from quire.server.config import ServerConfig
 from tests.reference.ghost import ghost_engine
-from tests.server.conftest import LiveServer, serve
+from tests.server.conftest import PATIENCE, LiveServer, eventually, serve
 
 HELLO = [{"role": "user", "content": "Hello!"}]
 GREEDY = {"model": "", "temperature": 0, "max_tokens": 12}
@@ -33,7 +32,7 @@ class Person(BaseModel):
 
 
 def sdk(live: LiveServer, kind: type = openai.OpenAI, **options):
-    return kind(base_url=f"{live.url}/v1", api_key="unused", max_retries=0, timeout=60, **options)
+    return kind(base_url=f"{live.url}/v1", api_key="unused", max_retries=0, timeout=PATIENCE, **options)
 
 
 def greedy(live: LiveServer) -> dict:
@@ -160,19 +159,19 @@ def test_a_wrong_key_is_an_authentication_error():
 
 
 @contextmanager
-def stuck(**settings) -> Iterator[LiveServer]:
-    """A server whose engine does not get on, until the test is over."""
+def stuck(**settings) -> Iterator[tuple[LiveServer, threading.Event]]:
+    """A server whose engine does not get on, until the event is set."""
     with serve(engine=ghost_engine(), server=ServerConfig(**settings)) as live:
         go_on, step = threading.Event(), live.engine.step
         live.engine.step = lambda: go_on.wait() and step()
         try:
-            yield live
+            yield live, go_on
         finally:
             go_on.set()
 
 
 def test_the_servers_time_limit_is_a_504():
-    with stuck(request_timeout=0.01) as live, sdk(live) as client:
+    with stuck(request_timeout=0.01) as (live, _), sdk(live) as client:
         with pytest.raises(openai.InternalServerError) as caught:
             client.completions.create(model="pocket", prompt=[1, 2])
         assert caught.value.status_code == 504 and caught.value.code == "timeout"
@@ -180,12 +179,15 @@ def test_the_servers_time_limit_is_a_504():
 
 def test_the_clients_own_time_limit_aborts_the_request():
     added, aborted = [], []
-    with stuck() as live:
+    with stuck() as (live, go_on):
         add, abort = live.engine.add_request, live.engine.abort_request
         live.engine.add_request = lambda *a, **kw: added.append(kw["request_id"]) or add(*a, **kw)
         live.engine.abort_request = lambda request_id: aborted.append(request_id) or abort(request_id)
-        with sdk(live).with_options(timeout=0.5) as client, pytest.raises(openai.APITimeoutError):
-            client.completions.create(model="pocket", prompt=[1, 2])
-        while live.state.num_running:  # the server has yet to notice
-            time.sleep(0.01)
+        with sdk(live) as client:
+            client.models.list()  # connected, so that two seconds are enough to reach the engine
+            with pytest.raises(openai.APITimeoutError):
+                client.with_options(timeout=2).completions.create(model="pocket", prompt=[1, 2])
+        eventually(lambda: not live.state.num_running)  # the server has noticed
+        go_on.set()
+        eventually(lambda: aborted)
     assert aborted == added and live.engine.stats().blocks_used == 0

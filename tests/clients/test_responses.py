@@ -26,7 +26,7 @@ from pydantic import BaseModel, TypeAdapter
 from quire.server.config import ServerConfig
 from quire.server.protocol import responses as protocol
 from quire.server.protocol.base import field_table
-from tests.server.conftest import LiveServer, serve
+from tests.server.conftest import PATIENCE, LiveServer, serve
 from tests.server.scripted import scripted_engine
 
 GREEDY = {"temperature": 0, "model": "pocket"}
@@ -52,7 +52,7 @@ class Person(BaseModel):
 
 
 def sdk(live: LiveServer, kind: type = openai.OpenAI):
-    return kind(base_url=f"{live.url}/v1", api_key="unused", max_retries=0, timeout=60)
+    return kind(base_url=f"{live.url}/v1", api_key="unused", max_retries=0, timeout=PATIENCE)
 
 
 @pytest.fixture(scope="module")

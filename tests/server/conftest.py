@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -22,6 +22,8 @@ from quire.server.config import ServerConfig
 from quire.server.local import LocalEngine
 from quire.server.state import ServerState
 
+PATIENCE = 120.0  # seconds for what must happen, however busy the machine is; what never happens fails after them
+
 
 @dataclass
 class LiveServer:
@@ -32,7 +34,7 @@ class LiveServer:
     state: ServerState
 
     def http(self, **options) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=60, **options)
+        return httpx.Client(base_url=self.url, timeout=PATIENCE, **options)
 
 
 @contextmanager
@@ -40,25 +42,42 @@ def serve(
     config: EngineConfig | None = None, *, engine: Engine | None = None, server: ServerConfig | None = None
 ) -> Iterator[LiveServer]:
     """Start a server and wait until it is ready. ``engine`` replaces the model (a ghost, a scripted runner)."""
-    with LocalEngine(config or EngineConfig(), engine=engine) as local, socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+    with LocalEngine(config or EngineConfig(), engine=engine) as local:
         app = build_app(local.client, server)
-        uv = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
+        with in_thread(uvicorn.Server(uvicorn.Config(app, loop="asyncio", log_level="warning", lifespan="on"))) as url:
+            eventually(lambda: local.client.state == "ready")
+            yield LiveServer(url, local.engine, app.state.quire)
 
-        async def main() -> None:
-            serving = asyncio.ensure_future(uv.serve(sockets=[listener]))
-            while not uv.started:
-                await asyncio.sleep(0.005)
-            await local.client.wait_until_ready(30)
-            ready.set()
-            await serving
 
-        ready = threading.Event()
-        thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
-        thread.start()
-        assert ready.wait(30), "the server did not start"
+@contextmanager
+def in_thread(server: uvicorn.Server) -> Iterator[str]:
+    """Run ``server`` in a thread, on a free port; its address, once it answers there."""
+    errors: list[BaseException] = []
+
+    def run(listener: socket.socket) -> None:
         try:
-            yield LiveServer(f"http://127.0.0.1:{listener.getsockname()[1]}", local.engine, app.state.quire)
+            server.run(sockets=[listener])
+        except BaseException as error:
+            errors.append(error)
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=run, args=(listener,), daemon=True)
+        thread.start()
+        try:
+            eventually(lambda: server.started or errors)
+            assert not errors, errors
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
-            uv.should_exit = True
-            thread.join(30)
+            server.should_exit = True
+            thread.join(PATIENCE)
+        assert not thread.is_alive(), "the server does not end"
+        assert not errors, errors
+
+
+def eventually(true: Callable[[], object]) -> None:
+    """Wait until something holds. Only for what cannot tell when it does."""
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.01)

@@ -13,6 +13,7 @@ from quire.reference.control.params import SamplingParams
 from quire.server.client import EngineClient, EngineUnavailable, Generation, RequestTimeout
 from quire.server.local import LocalEngine
 from tests.reference.ghost import GhostRunner, ghost_engine, hashed
+from tests.server.conftest import PATIENCE
 
 
 def local(**settings) -> LocalEngine:
@@ -29,7 +30,7 @@ def expected(prompt: list[int], n: int, vocab_size: int = 100) -> list[int]:
 
 async def connected(engine: LocalEngine) -> EngineClient:
     engine.client.start()
-    await engine.client.wait_until_ready(10)
+    await engine.client.wait_until_ready(PATIENCE)
     return engine.client
 
 
@@ -153,7 +154,7 @@ def test_an_api_process_that_vanishes_loses_its_requests_and_a_new_one_takes_its
         client._socket.close()
         again = EngineClient(engine.address, client.assets)
         again.start()
-        await again.wait_until_ready(10)
+        await again.wait_until_ready(PATIENCE)
         assert await tokens_of(await again.add([7], SamplingParams(max_tokens=5))) == expected([7], 5)
         assert not engine.engine.has_unfinished()
         again.close()

@@ -7,11 +7,12 @@ import logging
 
 import pytest
 
+from tests.server.conftest import PATIENCE
 from tests.server.toy_app import http, toy_app
 
 
 def run(coroutine) -> None:
-    asyncio.run(asyncio.wait_for(coroutine, 30))
+    asyncio.run(asyncio.wait_for(coroutine, PATIENCE))
 
 
 def refused(response, status: int, code: str) -> None:

@@ -14,8 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +23,11 @@ import httpx
 import pytest
 
 from quire import LLM, SamplingParams
+from tests.server.conftest import PATIENCE, eventually
 
 SMALL = ("--num-blocks", "200", "--max-num-seqs", "8")
-ENDLESS = {"prompt": "Once", "max_tokens": 400, "ignore_eos": True, "temperature": 0, "stream": True}
+LONG = {"prompt": "Once", "max_tokens": 400, "ignore_eos": True, "temperature": 0, "stream": True}
+ENDLESS = LONG | {"max_tokens": 1900}  # seconds on any machine: what shall happen in the middle of it does
 
 
 @dataclass
@@ -42,7 +43,7 @@ class Served:
         return self.log_file.read_text()
 
     def http(self, **options) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=30, **options)
+        return httpx.Client(base_url=self.url, timeout=PATIENCE, **options)
 
     def children(self, role: str) -> list[int]:
         """Process ids of the living children of a role; "" for all."""
@@ -83,21 +84,13 @@ def quire_serve(tmp_path: Path, *arguments: str, env: dict[str, str] | None = No
         process.wait()
 
 
-def eventually(true: Callable[[], object], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.02)
-
-
 class Stream(threading.Thread):
-    """A client that reads one endless completion; ``events`` grows while it does. It waits for the first event."""
+    """A client that reads one completion; ``events`` grows while it does. It waits for the first event."""
 
-    def __init__(self, served: Served, **fields) -> None:
+    def __init__(self, served: Served, body: dict) -> None:
         super().__init__(daemon=True)
-        self.served, self.fields = served, fields
+        self.served, self.body = served, body
         self.events: list[dict] = []
-        self.ended_at = 0.0
         self.done = False
         self.start()
         eventually(lambda: self.events)
@@ -106,87 +99,109 @@ class Stream(threading.Thread):
         with (
             suppress(httpx.HTTPError),
             self.served.http() as http,
-            http.stream("POST", "/v1/completions", json=ENDLESS | self.fields) as response,
+            http.stream("POST", "/v1/completions", json=self.body) as response,
         ):
             for line in response.iter_lines():
                 if line == "data: [DONE]":
                     self.done = True
                 elif line.startswith("data: "):
                     self.events.append(json.loads(line.removeprefix("data: ")))
-        self.ended_at = time.monotonic()
+
+    def end(self) -> None:
+        self.join(PATIENCE)
+        assert not self.is_alive(), "the stream does not end"
 
     def text(self) -> str:
         return "".join(event["choices"][0]["text"] for event in self.events if event.get("choices"))
 
 
+@contextmanager
+def paused(process: int) -> Iterator[None]:
+    """It does nothing meanwhile. An API process accepts no connections, so that another one gets them."""
+    os.kill(process, signal.SIGSTOP)
+    try:
+        eventually(lambda: "State:\tT" in Path(f"/proc/{process}/status").read_text())
+        yield
+    finally:
+        os.kill(process, signal.SIGCONT)
+
+
 def test_two_api_processes_serve_one_engine_and_end_gracefully(tmp_path):
     """The same text as from the library; on SIGTERM what runs is finished, what comes is refused, and the exit is 0."""
-    with LLM(num_blocks=200, max_num_seqs=8) as llm:
+    with LLM(num_blocks=200, max_num_seqs=8, batch_invariant=True) as llm:
         offline = llm.generate(["Once"], SamplingParams(temperature=0, max_tokens=400, ignore_eos=True))[0]
-    with quire_serve(tmp_path, "--api-server-count", "2", "--served-model-name", "one", "two") as served:
+    arguments = ("--api-server-count", "2", "--served-model-name", "one", "two", "--batch-invariant")
+    with quire_serve(tmp_path, *arguments, "--shutdown-timeout", "1000") as served:
         assert len(served.children("api-")) == 2 and len(served.children("engine")) == 1
-        streams = [Stream(served) for _ in range(6)]
-        served.process.send_signal(signal.SIGTERM)
-        with served.http() as http:
+        streams = [Stream(served, LONG) for _ in range(6)]
+        with paused(served.children("engine")[0]), served.http() as http:  # so what runs does not end before we looked
+            served.process.send_signal(signal.SIGTERM)
             eventually(lambda: http.get("/health").status_code == 503)
-            refused = http.post("/v1/completions", json=ENDLESS)
+            refused = http.post("/v1/completions", json=LONG)
         assert refused.status_code == 503 and refused.json()["error"]["code"] == "draining"
         for stream in streams:
-            stream.join(60)
+            stream.end()
             assert stream.done and stream.text() == offline.outputs[0].text
             assert stream.events[0]["model"] == "one"
-        assert served.process.wait(30) == 0
+        assert served.process.wait(PATIENCE) == 0
         assert served.children("") == []
 
 
 def test_at_the_deadline_streams_end_with_an_error(tmp_path):
     with quire_serve(tmp_path, "--shutdown-timeout", "0", "--max-num-batched-tokens", "16") as served:
-        stream = Stream(served)
+        stream = Stream(served, ENDLESS)
         served.process.send_signal(signal.SIGINT)
-        assert served.process.wait(30) == 0
-        stream.join(30)
+        assert served.process.wait(PATIENCE) == 0
+        stream.end()
         assert stream.events[-1]["error"]["message"].startswith("the server is shutting down") and not stream.done
 
 
 def test_the_second_signal_stops_at_once(tmp_path):
     with quire_serve(tmp_path, "--shutdown-timeout", "1000") as served:
-        children, stream = served.children(""), Stream(served)
+        children, stream = served.children(""), Stream(served, ENDLESS)
         os.kill(served.children("engine")[0], signal.SIGSTOP)  # so nothing that runs can ever finish
         served.process.send_signal(signal.SIGTERM)
         eventually(lambda: "finishing what runs" in served.log)
         served.process.send_signal(signal.SIGTERM)
-        assert served.process.wait(30) == 128 + signal.SIGTERM
-        stream.join(30)
+        assert served.process.wait(PATIENCE) == 128 + signal.SIGTERM
+        stream.end()
         assert not stream.done
         eventually(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
 
 
 def test_a_killed_engine_is_told_to_every_stream_and_comes_back(tmp_path):
-    """kill -9: errors within 2 seconds, /health is 503, the port stays open, and a new engine serves the same text."""
-    with quire_serve(tmp_path, "--restart-engine") as served:
-        streams = [Stream(served) for _ in range(4)]
+    """kill -9: errors at once, /health is 503, the port stays open, and a new engine serves the same text.
+
+    At once: within a thousand requests to the same process, some two seconds, or more where the machine is busy.
+    """
+    with quire_serve(tmp_path, "--restart-engine", "--batch-invariant") as served:
+        streams = [Stream(served, ENDLESS) for _ in range(4)]
         first = served.children("engine")
-        os.kill(first[0], signal.SIGKILL)
-        killed = time.monotonic()
-        for stream in streams:
-            stream.join(30)
-            assert stream.ended_at - killed < 2.0
-            assert "engine's process has ended" in stream.events[-1]["error"]["message"] and not stream.done
-        assert served.health() == 503
-        with served.http() as http:
+        with paused(served.process.pid), served.http() as http:  # nobody starts another one before we have looked
+            os.kill(first[0], signal.SIGKILL)
+            for _ in range(1000):
+                if not any(stream.is_alive() for stream in streams):
+                    break
+                http.get("/version")
+            else:
+                pytest.fail("nobody told the streams")
+            for stream in streams:
+                assert "engine's process has ended" in stream.events[-1]["error"]["message"] and not stream.done
+            assert http.get("/health").status_code == 503
             refused = http.post("/v1/completions", json=ENDLESS)
-        assert refused.status_code == 503 and refused.json()["error"]["type"] == "service_unavailable"
+            assert refused.status_code == 503 and refused.json()["error"]["type"] == "service_unavailable"
         eventually(lambda: served.health() == 200)  # each call connects anew: the port is open all the time
         assert served.children("engine") != first
-        again = Stream(served)
-        again.join(60)
-        assert again.done and again.text().startswith(streams[0].text())
+        again = Stream(served, LONG)
+        again.end()
+        length = min(len(stream.text()) for stream in (again, *streams))
+        assert again.done and all(stream.text()[:length] == again.text()[:length] for stream in streams)
 
 
 def test_without_restart_engine_the_server_ends_with_it(tmp_path):
     with quire_serve(tmp_path) as served:
         os.kill(served.children("engine")[0], signal.SIGKILL)
-        assert served.process.wait(30) == 1
+        assert served.process.wait(PATIENCE) == 1
         assert "engine ended with SIGKILL" in served.log and "--restart-engine" in served.log
 
 
@@ -194,22 +209,13 @@ def test_a_killed_api_process_is_replaced_and_its_requests_are_forgotten(tmp_pat
     with quire_serve(tmp_path) as served:
         with served.http() as http, http.stream("POST", "/v1/completions", json=ENDLESS) as response:
             next(response.iter_lines())
-            os.kill(served.children("api-")[0], signal.SIGKILL)
+            (victim,) = served.children("api-")
+            os.kill(victim, signal.SIGKILL)
+            eventually(lambda: victim not in served.children("api-"))
         with served.http() as http:
             eventually(lambda: http.get("/health").status_code == 200)
             eventually(lambda: re.search(r"^quire:num_requests_running\S* 0\.0$", http.get("/metrics").text, re.M))
-            assert http.post("/v1/completions", json=ENDLESS | {"stream": False}).status_code == 200
-
-
-@contextmanager
-def paused(process: int) -> Iterator[None]:
-    """It accepts no connections meanwhile, so the other API process gets them."""
-    os.kill(process, signal.SIGSTOP)
-    try:
-        eventually(lambda: "State:\tT" in Path(f"/proc/{process}/status").read_text())
-        yield
-    finally:
-        os.kill(process, signal.SIGCONT)
+            assert http.post("/v1/completions", json=LONG | {"stream": False}).status_code == 200
 
 
 def test_metrics_are_the_sum_over_api_processes_whichever_is_asked(tmp_path):

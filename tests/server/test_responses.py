@@ -20,6 +20,7 @@ from quire.server.response_items import input_items, messages
 from quire.server.response_output import ResponseOutput
 from quire.server.response_store import ResponseStore, StoredResponse
 from tests.reference.ghost import GhostRunner, ghost_engine
+from tests.server.conftest import PATIENCE
 
 # --- items and events -------------------------------------------------------------------------------------------------
 
@@ -195,12 +196,12 @@ def with_ghost(test, **settings) -> None:
 
     async def main(local: LocalEngine) -> None:
         local.client.start()
-        await local.client.wait_until_ready(10)
+        await local.client.wait_until_ready(PATIENCE)
         await test(build_app(local.client), local)
         local.client.close()
 
     with LocalEngine(EngineConfig(), engine=ghost) as local:
-        asyncio.run(asyncio.wait_for(main(local), 30))
+        asyncio.run(asyncio.wait_for(main(local), PATIENCE))
 
 
 @pytest.mark.parametrize("num_events", [1, 3, 5])

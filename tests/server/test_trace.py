@@ -20,8 +20,8 @@ from quire.server.config import ServerConfig
 from quire.server.trace_feed import BACKLOG, TraceFeed
 from quire.server.trace_listeners import MAX_LINES, STEP, Listener, TraceListeners
 from tests.reference.ghost import GhostRunner, ghost_engine, run
-from tests.server.conftest import LiveServer, serve
-from tests.server.test_process import eventually, quire_serve
+from tests.server.conftest import PATIENCE, LiveServer, eventually, serve
+from tests.server.test_process import quire_serve
 
 PROMPT = {"prompt": [7, 7, 7, 7, 7], "max_tokens": 6, "ignore_eos": True, "seed": 1}
 
@@ -245,4 +245,4 @@ def test_a_stream_goes_on_with_the_engine_that_takes_over(tmp_path) -> None:
         assert until_idle(lines)
         served.process.send_signal(signal.SIGTERM)
         assert list(lines) == [], "the stream ends with the server"
-        assert served.process.wait(20) == 0
+        assert served.process.wait(PATIENCE) == 0

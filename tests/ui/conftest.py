@@ -13,6 +13,7 @@ import os
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,7 @@ FLAGS = (
 )  # fmt: skip
 WIDE = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 844}
+TIMEOUT = 120_000  # milliseconds: a loaded machine is no finding
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def browser() -> Iterator[Browser]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
+        running = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS), timeout=TIMEOUT)
         yield running
         running.close()
 
@@ -69,7 +71,7 @@ def open_context(browser: Browser) -> Iterator[Callable[..., BrowserContext]]:
 
     def make(**options) -> BrowserContext:
         context = browser.new_context(**{"viewport": WIDE, **options})
-        context.set_default_timeout(60_000)  # a loaded machine is no finding
+        context.set_default_timeout(TIMEOUT)
         context.route("**/*", guard)
         context.on("weberror", lambda error: problems.append(f"an error in a page: {error.error}"))
         contexts.append(context)
@@ -106,17 +108,10 @@ def serve_page(*servers: str) -> Iterator[str]:
     """The playground in front of these servers, as ``quire ui`` has it, but in a thread; its address."""
     from quire.cli.ui import meanings
     from quire.ui.app import server
+    from tests.server.conftest import in_thread
 
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        uv = server(servers, meanings())
-        thread = threading.Thread(target=uv.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            uv.should_exit = True
-            thread.join(30)
+    with in_thread(server(servers, meanings())) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
@@ -136,11 +131,34 @@ def engine_server() -> Iterator[LiveServer]:
         yield live
 
 
+@pytest.fixture
+def unhurried(engine_server: LiveServer) -> Iterator[None]:
+    """That server makes a hundred steps a second at most, so that a long answer goes on while somebody looks at it."""
+    step = engine_server.engine.step
+
+    def slowly() -> list:
+        time.sleep(0.01)
+        return step()
+
+    engine_server.engine.step = slowly
+    yield
+    engine_server.engine.step = step
+
+
 @pytest.fixture(scope="session")
 def playground(engine_server: LiveServer) -> Iterator[str]:
     """The address of a playground in front of it."""
     with serve_page(engine_server.url) as url:
         yield url
+
+
+@contextmanager
+def own_port() -> Iterator[int]:
+    """A free port that stays ours, so that a server can go away and come back there. It has to set SO_REUSEADDR."""
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        yield reserved.getsockname()[1]
 
 
 class Files(http.server.SimpleHTTPRequestHandler):

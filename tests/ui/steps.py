@@ -8,7 +8,7 @@ from typing import Any
 
 from playwright.sync_api import Locator, Page, expect
 
-expect.set_options(timeout=30_000)  # a machine with two cores may be busy with other things
+expect.set_options(timeout=100_000)  # a machine with two cores may be busy with other things
 
 
 def open_page(page: Page, url: str) -> Page:
@@ -19,8 +19,14 @@ def open_page(page: Page, url: str) -> Page:
 
 
 def send(page: Page, text: str) -> None:
+    forget(page)
     page.locator("#prompt textarea").fill(text)
     page.get_by_role("button", name="Send").click()
+
+
+def forget(page: Page) -> None:
+    """What the page says of the last answer is old from now on: ``ended`` waits for the next one."""
+    page.locator("#chat-status dl").evaluate_all("all => all.forEach((one) => one.setAttribute('data-old', ''))")
 
 
 def answers(page: Page) -> Locator:
@@ -29,9 +35,10 @@ def answers(page: Page) -> Locator:
 
 
 def ended(page: Page, why: str = "stop") -> Locator:
-    """Wait until the answer has ended, in this way; the line of facts under it."""
-    line = page.locator("#chat-status")
+    """Wait until the answer has ended, in this way, and all of it is shown; the line of facts under it."""
+    line = page.locator("#chat-status dl:not([data-old])")
     expect(line).to_contain_text(f"ended by {why}")
+    expect(page.locator("#conversation [role=log][aria-busy=false]")).to_be_visible()
     return line
 
 
@@ -41,8 +48,10 @@ def tab(page: Page, name: str) -> None:
 
 def unfold(page: Page, name: str, inside: Locator) -> None:
     """Open an accordion unless what is in it can be seen already."""
+    button = page.get_by_role("button", name=re.compile(f"^{name}"))
+    expect(button).to_be_visible()  # else its tab is still to come, and nothing in it can be seen
     if not inside.is_visible():
-        page.get_by_role("button", name=re.compile(f"^{name}")).click()
+        button.click()
 
 
 def setting(page: Page, name: str, value: Any) -> None:

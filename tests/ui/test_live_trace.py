@@ -12,9 +12,9 @@ import pytest
 from quire.reference.config import EngineConfig
 from quire.server.config import ServerConfig
 from quire.ui import trace
-from tests.server.conftest import LiveServer, serve
+from tests.server.conftest import PATIENCE, LiveServer, serve
 from tests.server.test_process import quire_serve
-from tests.ui.conftest import drawn, pages_at
+from tests.ui.conftest import drawn, own_port, pages_at
 
 STORY = {"prompt": "Once upon a time", "max_tokens": 24, "ignore_eos": True, "temperature": 0}
 
@@ -106,18 +106,18 @@ def test_after_a_gap_it_goes_on_with_the_state_that_follows(open_context) -> Non
 
 def test_it_waits_for_a_server_that_dies_and_goes_on_when_it_is_back(open_context, tmp_path) -> None:
     """The whole server: address and port stay, all else is new."""
-    with showing(open_context, "") as page:
-        with quire_serve(tmp_path, "--enable-trace", "--allowed-origins", "*") as served:
-            port = served.url.rpartition(":")[2]
+    with showing(open_context, "") as page, own_port() as port:
+        arguments = ("--enable-trace", "--allowed-origins", "*", "--port", str(port))
+        with quire_serve(tmp_path, *arguments) as served:
             page.evaluate("(address) => t.connect(address + '/trace')", served.url)
             page.wait_for_function("t.shadowRoot.querySelector('.status.live')")
-            httpx.post(f"{served.url}/v1/completions", json=STORY, timeout=60).raise_for_status()
+            httpx.post(f"{served.url}/v1/completions", json=STORY, timeout=PATIENCE).raise_for_status()
             page.wait_for_function("t.length === 24")
             served.process.terminate()
-            served.process.wait(30)
+            served.process.wait(PATIENCE)
             page.wait_for_function("t.shadowRoot.querySelector('.status.waiting')")
             assert page.evaluate("t.length") == 24, "what was seen stays"
-        with quire_serve(tmp_path, "--enable-trace", "--allowed-origins", "*", "--port", port) as served:
+        with quire_serve(tmp_path, *arguments) as served:
             page.wait_for_function("t.shadowRoot.querySelector('.status.live')")
-            httpx.post(f"{served.url}/v1/completions", json=STORY, timeout=60).raise_for_status()
+            httpx.post(f"{served.url}/v1/completions", json=STORY, timeout=PATIENCE).raise_for_status()
             page.wait_for_function("t.length === 24 && t.position === 23")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,6 +15,7 @@ pytest.importorskip("playwright")
 
 from playwright.sync_api import Page, expect
 
+from tests.server.conftest import eventually
 from tests.ui.conftest import PHONE, WIDE
 from tests.ui.steps import answers, ended, open_page, send, setting, tab
 
@@ -91,17 +91,15 @@ def test_with_the_keyboard_alone(page: Page, playground: str) -> None:
     expect(page.locator("#tokens .tok").first).to_be_visible()
 
 
-def test_a_page_that_is_closed_computes_no_further(page: Page, playground: str, engine_server) -> None:
+def test_a_page_that_is_closed_computes_no_further(page: Page, playground: str, engine_server, unhurried) -> None:
     open_page(page, playground)
     setting(page, "max_tokens", 1900)
     setting(page, "ignore_eos", True)
     send(page, "Tell me a story about a fox.")
     expect(answers(page)).not_to_be_empty()
+    assert engine_server.engine.stats().num_running
     page.close()
-    deadline = time.monotonic() + 30
-    while engine_server.engine.stats().num_running:
-        assert time.monotonic() < deadline, "the server went on"
-        time.sleep(0.02)
+    eventually(lambda: not engine_server.engine.stats().num_running)
 
 
 def test_twenty_sessions_at_once(playground: str) -> None:

@@ -17,10 +17,10 @@ pytest.importorskip("playwright")
 from playwright.sync_api import BrowserContext, Page, expect
 
 from quire.server.config import ServerConfig
-from tests.server.conftest import serve
+from tests.server.conftest import eventually, serve
 from tests.server.scripted import scripted_engine
-from tests.server.test_process import eventually, quire_serve
-from tests.ui.conftest import serve_page
+from tests.server.test_process import quire_serve
+from tests.ui.conftest import own_port, serve_page
 from tests.ui.steps import answers, ended, open_page, send, setting, tab
 
 HOSTILE = (
@@ -82,7 +82,7 @@ def test_the_engine_dies_in_an_answer_and_comes_back(page: Page, tmp_path) -> No
     """On the playground that the server has at /ui itself: kill -9, a message that says so, and the page goes on."""
     with quire_serve(tmp_path, "--ui", "--restart-engine") as served:
         open_page(page, f"{served.url}/ui/")
-        setting(page, "max_tokens", 400)
+        setting(page, "max_tokens", 1900)
         setting(page, "ignore_eos", True)
         send(page, "Tell me a story about a fox.")
         expect(answers(page)).not_to_be_empty()
@@ -90,6 +90,7 @@ def test_the_engine_dies_in_an_answer_and_comes_back(page: Page, tmp_path) -> No
         expect(page.get_by_role("alert")).to_contain_text("engine's process has ended")
         ended(page, "broken off")
         eventually(lambda: served.health() == 200)
+        setting(page, "max_tokens", 30)
         setting(page, "ignore_eos", False)
         send(page, "What is 2 + 3?")
         expect(answers(page).last).to_have_text("2 + 3 = 5")
@@ -97,7 +98,7 @@ def test_the_engine_dies_in_an_answer_and_comes_back(page: Page, tmp_path) -> No
         expect(page.locator("#code pre").first).to_contain_text(f"curl {served.url}/v1/chat/completions")
 
 
-def test_the_server_goes_away_in_an_answer_and_comes_back(page: Page, engine_server) -> None:
+def test_the_server_goes_away_in_an_answer_and_comes_back(page: Page, engine_server, unhurried) -> None:
     """What had come of the answer stays; the page says that nobody answers, and notices when somebody does."""
     port = int(engine_server.url.rpartition(":")[2])
     with forwarder(port) as front, serve_page(f"http://127.0.0.1:{front.port}") as url:
@@ -115,23 +116,23 @@ def test_the_server_goes_away_in_an_answer_and_comes_back(page: Page, engine_ser
         expect(page.get_by_role("alert")).to_contain_text("No server answers")
         front.up()
         expect(page.locator("#server .up")).to_be_visible()
+        setting(page, "max_tokens", 30)
         setting(page, "ignore_eos", False)
         send(page, "What is 2 + 3?")
         ended(page)
 
 
 class Forwarder:
-    """A port that leads to another one, and that can be taken down, connections and all."""
+    """A port that leads to another one, and that can be taken down, connections and all; nobody else gets it then."""
 
-    def __init__(self, to: int) -> None:
+    def __init__(self, to: int, port: int) -> None:
         self.to = to
-        self.port = 0
+        self.port = port
         self.sockets: list[socket.socket] = []
         self.up()
 
     def up(self) -> None:
         self.listener = socket.create_server(("127.0.0.1", self.port))
-        self.port = self.listener.getsockname()[1]
         self.sockets = [self.listener]
         threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
 
@@ -149,6 +150,9 @@ class Forwarder:
                 return
             far = socket.create_connection(("127.0.0.1", self.to))
             self.sockets += [near, far]
+            if listener.fileno() < 0:  # taken down meanwhile
+                self.down()
+                return
             for a, b in ((near, far), (far, near)):
                 threading.Thread(target=self._pump, args=(a, b), daemon=True).start()
 
@@ -165,8 +169,9 @@ class Forwarder:
 
 @contextmanager
 def forwarder(to: int) -> Iterator[Forwarder]:
-    front = Forwarder(to)
-    try:
-        yield front
-    finally:
-        front.down()
+    with own_port() as port:
+        front = Forwarder(to, port)
+        try:
+            yield front
+        finally:
+            front.down()

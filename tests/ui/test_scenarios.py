@@ -27,7 +27,7 @@ def test_another_name_is_an_error_that_says_which_there_are() -> None:
 
 @pytest.mark.parametrize("one", SCENARIOS, ids=lambda one: one.name)
 async def test_a_server_answers_its_requests(one, server) -> None:
-    async with httpx.AsyncClient(base_url=server.url) as client:
+    async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
         responses = await play(one, client)
     assert [response.status_code for response in responses] == [200] * len(one.calls), responses[0].text
 

@@ -66,9 +66,10 @@ def test_no_page_takes_anything_from_elsewhere(site: Path) -> None:
 def test_a_page_in_the_browser(address: str, open_context, screenshot, scheme, language) -> None:
     page = open_context(color_scheme=scheme).new_page()
     page.goto(f"{address}/{language}")
-    trace = page.locator("quire-trace").first
     page.wait_for_function("document.querySelector('quire-trace').length > 0")  # its file has been found
-    assert trace.get_attribute("theme") == scheme
+    page.wait_for_function(
+        "scheme => document.querySelector('quire-trace').getAttribute('theme') === scheme", arg=scheme
+    )
     screenshot(page, f"site-{language.rstrip('/') or 'en'}-{scheme}")
 
 
