@@ -140,6 +140,7 @@ class VerifiedRunner:
         self._tables = BlockTables(runner.block_size)
         self._started: dict[int, NewSeq] = {}
         self._launched: Any = None
+        self._before: Pending | None = None
         self._names = weight_names(runner.model)
 
     def forward(self, plan: StepPlan) -> None:
@@ -150,7 +151,10 @@ class VerifiedRunner:
     def sample(self, masks: Mapping[int, Any] | None = None) -> Pending:
         pending = self.runner.sample(masks)
         launched, self._launched = self._launched, None
+        before, self._before = self._before, pending
         if launched is not None:
+            if before is not None:
+                before.wait()  # results come in the order of their steps: some runners draft when they do
             result = pending.wait()
             self._synchronize()  # the plane works on a stream of its own
             try:

@@ -22,14 +22,16 @@ from quire.cli import serve
 from quire.reference import inputs as inputs_module
 from quire.reference import ops as reference_ops
 from quire.reference.control import kv_manager
+from quire.reference.control.plan import SeqPlan, StepPlan, StepResult
 from quire.reference.ops import AttnMeta, invariant
 from quire.reference.sampling import sample
 from quire.reference.speculation.ngram import NGram
 from quire.reference.speculation.proposer import Draft, View
 from quire.verify import report
+from quire.verify import runner as verify_runner
 from quire.verify.__main__ import main
 from quire.verify.replay import read, replay
-from quire.verify.runner import chosen
+from quire.verify.runner import VerifiedRunner, chosen
 from tests.reference.models.driver import hf_model, save
 from tests.toys import tiny_checkpoint
 
@@ -95,6 +97,32 @@ def test_a_share_of_the_steps_costs_only_these(checkpoint, tmp_path) -> None:
     work(llm)
     stats = llm.stats()
     assert stats.steps_verified == sum(chosen(step, 0.3) for step in range(sum(stats.steps_by_tokens)))
+
+
+def test_results_come_in_the_order_of_their_steps(monkeypatch) -> None:
+    """A step that is verified is waited for at once; whoever drafts with what arrives has had the one before."""
+    waited = []
+
+    class Launched:
+        def __init__(self, step: int) -> None:
+            self.step = step
+
+        def wait(self) -> StepResult:
+            waited.append(self.step)
+            return StepResult(self.step, [])
+
+    launched = iter(map(Launched, range(3)))
+    plane = SimpleNamespace(
+        model=SimpleNamespace(), block_size=4, caches=[(torch.zeros(1),) * 2], launched=SimpleNamespace(),
+        forward=lambda plan: None, sample=lambda masks: next(launched),
+    )  # fmt: skip
+    monkeypatch.setattr(verify_runner, "chosen", lambda step, share: step == 2)
+    monkeypatch.setattr(VerifiedRunner, "_verify", lambda *_: None)
+    runner = VerifiedRunner(plane, share=0.5, on_divergence=lambda found: None)  # type: ignore[arg-type]
+    for step in range(3):
+        runner.forward(StepPlan(step, seqs=[SeqPlan(0, 0, 0, 0, 1, 0, [], True)]))
+        runner.sample()
+    assert waited == [1, 2]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
