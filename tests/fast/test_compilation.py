@@ -1,4 +1,4 @@
-"""Nothing is compiled while requests wait: kernels do not depend on how many sequences or tokens a step has.
+"""Every kernel compiles, and none while requests wait: they do not depend on how many sequences or tokens a step has.
 
 Triton compiles a kernel anew for every combination of constants, dtypes and, unless told otherwise, for integers that
 are 1 or a multiple of 16. So numbers that differ from step to step must be none of these. After one mixed step and one
@@ -7,7 +7,11 @@ decode step of each size for which there is a graph, no step may ask for a kerne
 
 from __future__ import annotations
 
+import json
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -28,7 +32,9 @@ from quire.fast.ops import invariant
 from quire.fast.runner import ModelRunner
 from quire.fast.runner.graphs import ladder
 from quire.reference.models import load_model
+from tests.conftest import ROOT
 from tests.fast.drawn import COMPILED, DEVICE
+from tests.fast.test_overlap import launched_and_kernels
 from tests.runner_suite import Bench, new_seq
 from tests.toys import tiny_checkpoint
 
@@ -103,3 +109,19 @@ def test_steps_of_any_size_run_the_same_kernels(module: Any, dtype: str, checkpo
         prompts = [rng.randint(1, 30) for _ in range(rng.randint(1, ROWS))]
         serve(kind, prompts, rng.choice([2, 5, 11, 16, 30]), [rng.randint(1, len(prompts)) for _ in range(8)])
     assert sorted(variants - ready) == []
+
+
+@pytest.mark.skipif(COMPILED, reason="where there is a GPU all tests compile")
+def test_every_kernel_compiles_for_an_h200(checkpoint: Path) -> None:
+    """With its shared memory of 227 KiB per program; and what may come in early waits in its machine code, too."""
+    command = [sys.executable, "-m", "tests.fast.offline", str(checkpoint)]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    kernels = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [k for k in kernels if k["error"]] == []
+    assert [k for k in kernels if k["shared"] > 227 << 10] == []
+    assert [k for k in kernels if k["waits"] != k["overlaps"]] == []
+    assert {k["kernel"] for k in kernels} == launched_and_kernels()[0].keys()
+    rows = {k["constants"]["ROWS"] for k in kernels if k["kernel"] == "_attend_few"}
+    assert rows == {"16", "32", "64"}

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from quire.fast import ops
@@ -111,6 +111,8 @@ def test_linear(
 
 @pytest.mark.parametrize("f", [ops.linear, few_rows])
 @given(st.integers(2, 8), st.sampled_from([8, 64, 1500]), st.sampled_from([5, 70, 16385]), st.booleans(), seeds)
+@example(4, 512, 48, True, 0)  # whole tiles, small and large: loads without masks
+@example(3, 128, 16384, False, 0)
 @settings(max_examples=50 if COMPILED else 4)
 def test_linear_of_a_few_rows(
     f: Callable[..., torch.Tensor], rows: int, depth: int, outputs: int, bias: bool, seed: int
