@@ -211,8 +211,9 @@ class DraftModel:
     def _window(self, size: int, tokens: int, wants: Wants, probs: list[Tensor] | None = None) -> None:
         """The window and the first draft of each row, from what is in the input buffer."""
         (row, begin, want, writes), cu_q = self._fields(size)
-        length = self.rows.row_len.index_select(0, row)
-        self._at[:size], self._last[:size] = length, length + want - 1
+        # Written where they belong by kernels: a copy between them would keep the next one from coming in early.
+        length = torch.index_select(self.rows.row_len, 0, row, out=self._at[:size])
+        torch.add(length, want - 1, out=self._last[:size])
         nothing, padded = self._nothing[:size], size > 1 or tokens > EXACT
         inputs = build_inputs(self.rows, row, begin, writes, nothing, cu_q, tokens, self._longest, padded=padded)
         final = (cu_q[:size] + length - 1 - begin).clamp(max=tokens - 1)

@@ -37,7 +37,9 @@ def distribution(
     temperature = state.temperature[rows.long()][:, None]
     scaled = scores / torch.where(temperature == 0, 1.0, temperature)
     if truncated:
-        scaled.masked_fill_(scaled < thresholds(scores, state, rows).lowest[:, None], -torch.inf)
+        lowest = thresholds(scores, state, rows).lowest
+        lowest = torch.minimum(lowest, scaled.amax(-1))  # another division: it must not round the best away
+        scaled.masked_fill_(scaled < lowest[:, None], -torch.inf)
     best = torch.zeros_like(scores).scatter_(1, scores.argmax(-1, keepdim=True), 1)
     return torch.where(temperature == 0, best, scaled.softmax(-1))
 
