@@ -422,7 +422,7 @@ class Scheduler:
                 seq.offered = len(drafts)
                 if not seq.runs_ahead:
                     seq.drafts = drafts
-                commit(seq.table, seq.tokens, verified)
+                commit(seq.table, seq.tokens, min(verified, len(seq.tokens)))  # a stop cuts the tokens behind it
                 if event.finish_reason is not None:
                     self._finish(seq)
                 elif seq.status is Status.WAITING and not seq.in_flight:

@@ -10,9 +10,10 @@ import pytest
 from quire.reference.control.config import SchedulerConfig
 from quire.reference.control.errors import ConfigError, RequestError
 from quire.reference.control.params import BeamSearchParams, PoolingParams, SamplingParams
-from quire.reference.control.plan import StepPlan
+from quire.reference.control.plan import StepPlan, StepResult
 from quire.reference.control.request import Event, Request
 from quire.reference.control.scheduler import Scheduler
+from quire.reference.control.speculation import DraftPolicy
 from tests.reference.control.ghost import EOS, VOCAB, GhostRunner, alone, beams_alone, embedding_alone
 
 
@@ -161,6 +162,21 @@ def test_a_stop_found_one_step_late_drops_the_step_that_ran_ahead() -> None:
     events = [e for plan, result in launched for e in s.update(plan, result)]
     assert [e.finish_reason for e in events] == [None, "stop"] and events[-1].stop_reason == second
     assert not s.has_unfinished() and s.stats().blocks_used == 0
+
+
+def test_accepted_drafts_behind_a_stop_are_no_part_of_what_is_published() -> None:
+    s = scheduler(speculation=DraftPolicy(most=7, adaptive=False))
+    s.add(Request("r", [1, 2, 3, 4], SamplingParams(max_tokens=30), 0, (EOS,)))
+    drafts = [6, 7, EOS, 8, 9, 10, 11]
+    plan = s.schedule()
+    assert plan is not None
+    s.update(plan, StepResult(0, [[5]], drafts={0: drafts}))
+    plan = s.schedule()
+    assert plan is not None and plan.seqs[0].n_draft == 7 and s.kv.prefix is not None
+    s.kv.prefix.touched = set()
+    (event,) = s.update(plan, StepResult(1, [[*drafts, 12]], accepted={0: 7}))
+    assert event.token_ids == [6, 7, EOS] and event.finish_reason == "stop"
+    assert len(s.kv.prefix.touched) == 1, "8 tokens fill two blocks, and the prompt's was published before"
 
 
 def test_a_request_is_aborted_at_any_moment_and_its_blocks_are_free_at_once() -> None:
