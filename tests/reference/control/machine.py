@@ -55,18 +55,22 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     make_runner = GhostRunner
     depths = (0, 1, 2)
+    chunking = (False, True)
     largest_chunk = 12
     modes = ("recompute", "swap")
+    block_sizes = (1, 2, 4)
+    caching = (True, True, False)
     speculating = (False, True)
     most_drafts = 5
     proposers: tuple[dict[str, bool], ...] = ({}, {"lookahead": True}, {"ahead": True})
+    drafts = draft_errors = 0  # what is proposed until a rule says otherwise
 
     @initialize(data=st.data(), seed=st.integers(0, 2**16))
     def start(self, data: st.DataObject, seed: int) -> None:
         self.random = random.Random(seed)
         choose = lambda *options: data.draw(st.sampled_from(options))  # noqa: E731
-        chunked = data.draw(st.booleans())
-        block_size = choose(1, 2, 4)
+        chunked = choose(*self.chunking)
+        block_size = choose(*self.block_sizes)
         enough = MAX_MODEL_LEN // block_size + 2
         self.config = SchedulerConfig(
             num_blocks=data.draw(st.integers(enough, 3 * enough)),
@@ -76,7 +80,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_num_seqs=data.draw(st.integers(1, 8)),
             max_num_batched_tokens=data.draw(st.integers(1, self.largest_chunk)) if chunked else MAX_MODEL_LEN + 4,
             enable_chunked_prefill=chunked,
-            enable_prefix_caching=choose(True, True, False),
+            enable_prefix_caching=choose(*self.caching),
             policy=choose("fcfs", "priority"),
             preemption_mode=choose(*self.modes),
             speculation=self._policy(data) if choose(*self.speculating) else None,
@@ -89,6 +93,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.kv.watch()
         self.scheduler.kv = self.kv
         self.ghost = self.make_runner(self.scheduler)
+        self.speculate(self.drafts, self.draft_errors)
         self.pending: deque[tuple[StepPlan, StepResult]] = deque()
         self.requests: dict[str, Request] = {}
         self.outputs: dict[tuple[str, int], list[int]] = {}
