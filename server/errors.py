@@ -148,14 +148,19 @@ def validation_error(errors: Any) -> ApiError:
             return ApiError(400, message, param=param, code="invalid_value")
 
 
-def respond(error: Exception) -> JSONResponse:
-    """The response to a request that ends with ``error``; its code goes to the log and the metrics."""
+def noted(error: Exception) -> ApiError:
+    """The error that a request ends with, in a response or in a stream; its code goes to the log and the metrics."""
     api_error = to_api_error(error)
-    body = api_error.body()
     record = current.get()
     if record is not None:
-        record.error = api_error.code or body["error"]["type"]
-    return JSONResponse(body, api_error.status, api_error.headers)
+        record.error = api_error.code or api_error.body()["error"]["type"]
+    return api_error
+
+
+def respond(error: Exception) -> JSONResponse:
+    """The response to a request that ends with ``error``."""
+    api_error = noted(error)
+    return JSONResponse(api_error.body(), api_error.status, api_error.headers)
 
 
 async def error_response(request: Request, error: Exception) -> JSONResponse:

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from quire.reference.outputs import RequestOutput
 from quire.server.client import Generation
-from quire.server.errors import ApiError, to_api_error
+from quire.server.errors import ApiError, noted
 
 T = TypeVar("T")
 logger = logging.getLogger("quire.server")
@@ -67,7 +67,7 @@ class EventStream(Response):
 
 def error_event(error: Exception) -> dict[str, Any]:
     """The error object for an answer that has begun. What nobody expected is logged."""
-    api_error = to_api_error(error)
+    api_error = noted(error)
     if api_error.status == 500 and not isinstance(error, ApiError):
         logger.error("a stream failed", exc_info=error)
     return api_error.body()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -59,6 +60,22 @@ def test_a_request_is_one_line_with_its_figures(lines) -> None:
     assert (second["status"], second["error"]) == (400, "unknown_parameter")
     assert "prompt_tokens" not in second and "ttft" not in second
     assert not any("sk-key" in line or "secret" in line for line in log)
+
+
+def test_a_stream_that_breaks_says_why(lines) -> None:
+    """Its status was sent long before: 200."""
+    configure_logging(ServerConfig(log_format="json"))
+    with serve(engine=ghost_engine(GhostRunner()), server=ServerConfig(request_timeout=0.01)) as live:
+        go_on, step = threading.Event(), live.engine.step
+        live.engine.step = lambda: go_on.wait() and step()
+        try:
+            with live.http() as client:
+                told = client.post("/v1/completions", json={"prompt": [1, 2], "stream": True})
+                assert told.status_code == 200 and "longer than" in told.text
+        finally:
+            go_on.set()
+    served = [json.loads(line) for line in lines() if '"quire.request"' in line]
+    assert [(line["status"], line["error"]) for line in served] == [(200, "timeout")]
 
 
 def test_the_line_can_be_switched_off(lines) -> None:
