@@ -59,9 +59,10 @@ class ServerState:
         return state
 
     def check_settings(self) -> None:
-        """Find out now what the settings come to. Raises ``ConfigError``."""
+        """Find out now what the settings come to. Raises ``QuireError``, also if there is no tokenizer."""
+        self.engine.assets.get_tokenizer()  # hardly anything could be answered without
         _ = self.chat_template, self.tool_format, self.reasoning
-        if self.config.chat_template is not None and self.engine.assets.tokenizer is not None:
+        if self.config.chat_template is not None:
             self._try_chat_template()
 
     def _try_chat_template(self) -> None:

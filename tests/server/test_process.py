@@ -24,6 +24,7 @@ import pytest
 
 from quire import LLM, SamplingParams
 from tests.server.conftest import PATIENCE, eventually
+from tests.toys import tiny_checkpoint
 
 SMALL = ("--num-blocks", "200", "--max-num-seqs", "8")
 LONG = {"prompt": "Once", "max_tokens": 400, "ignore_eos": True, "temperature": 0, "stream": True}
@@ -278,6 +279,12 @@ def test_a_mistake_in_the_settings_is_one_line_and_status_2(arguments, named):
     complaints = [line for line in done.stderr.splitlines() if line.startswith("quire: ")]
     assert done.returncode == 2 and len(complaints) == 1 and named in complaints[0], done.stderr
     assert "Traceback" not in done.stderr and "killed" not in done.stderr
+
+
+def test_a_model_without_a_tokenizer_is_not_served(tmp_path):
+    model = str(tiny_checkpoint(tmp_path / "bare", tokenizer=False))
+    done = subprocess.run([sys.executable, "-m", "quire.server", "--port", "0", model], capture_output=True, text=True)
+    assert done.returncode == 2 and "tokenizer=" in done.stderr and "no tokenizer there" in done.stderr
 
 
 def test_a_port_in_use_is_said_before_anything_starts():
