@@ -32,10 +32,11 @@ from quire.fast.ops import invariant
 from quire.fast.runner import ModelRunner
 from quire.fast.runner.graphs import ladder
 from quire.reference.models import load_model
+from quire.reference.speculation.ngram import NGram
 from tests.conftest import ROOT
 from tests.fast.drawn import COMPILED, DEVICE
 from tests.fast.test_overlap import launched_and_kernels
-from tests.runner_suite import Bench, new_seq
+from tests.runner_suite import BLOCK, Bench, new_seq
 from tests.toys import tiny_checkpoint
 
 ROWS = 40
@@ -109,6 +110,53 @@ def test_steps_of_any_size_run_the_same_kernels(module: Any, dtype: str, checkpo
         prompts = [rng.randint(1, 30) for _ in range(rng.randint(1, ROWS))]
         serve(kind, prompts, rng.choice([2, 5, 11, 16, 30]), [rng.randint(1, len(prompts)) for _ in range(8)])
     assert sorted(variants - ready) == []
+
+
+def test_steps_with_drafts_of_any_number_run_the_same_kernels(checkpoint: Path, variants: set[Any]) -> None:
+    names = {name: getattr(ops, name) for name in ops.__all__}
+    if not COMPILED:
+        names["embed"] = lambda ids, weight: weight.new_zeros(len(ids), weight.shape[1])
+    load = partial(load_model, checkpoint, dtype="bfloat16", ops=SimpleNamespace(**names))
+    bench = Bench(
+        partial(ModelRunner, most_drafts=3, proposer=NGram(1, 2)), lambda device: load(device=device), rows=ROWS,
+        num_blocks=2000, max_model_len=256, dtype=torch.bfloat16, device=DEVICE,
+    )  # fmt: skip
+
+    def step(drafts: list[int], prompt: int = 0) -> None:
+        """Rows 0, 1, ... with so many drafts, of which none counts; beside them perhaps a chunk of a prompt."""
+        plans, begin = [], [bench.known[row] - 1 for row in range(len(drafts))]
+        for row, (start, count) in enumerate(zip(begin, drafts)):
+            plan = bench.seq(row, start, 1 + count)
+            plan.n_draft, plan.propose = count, 3
+            plans.append(plan)
+        if prompt:
+            chunk = bench.seq(ROWS - 1, 0, prompt, False)
+            bench.step([*plans, chunk], starts=[new_seq(ROWS - 1, [1] * 99, kind)])
+            bench.step(ends=[ROWS - 1])
+        else:
+            bench.step(plans)
+        for row, start in enumerate(begin):
+            bench.known[row] = start + 2
+            keep = -(-(start + 1) // BLOCK)
+            bench.free += bench.tables[row][keep:]
+            del bench.tables[row][keep:]
+
+    rng = random.Random(0)
+    for kind in (SamplingParams(temperature=0), SamplingParams(top_p=0.9, presence_penalty=0.5)):
+        bench.step([(row, 0, 9) for row in range(ROWS)], starts=[new_seq(row, [1] * 9, kind) for row in range(ROWS)])
+        for drafts in ([3] * ROWS, [0] * ROWS, [0], [3], [1]):
+            step(drafts)
+        bench.step(ends=[ROWS - 1])
+        step([3], 5)
+        step([3] * (ROWS - 1), 5)
+        ready = set(variants)
+        assert COMPILED or len(ready) > 10
+        for _ in range(12):
+            drafts = [rng.randint(0, 3) for _ in range(rng.randint(1, ROWS - 1))]
+            step(drafts)
+            step(drafts, rng.randint(1, 40))
+        assert sorted(variants - ready) == []
+        bench.step(ends=list(range(ROWS - 1)))
 
 
 @pytest.mark.skipif(COMPILED, reason="where there is a GPU all tests compile")
