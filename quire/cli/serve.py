@@ -14,6 +14,9 @@ from quire.reference.config import EngineConfig
 from quire.reference.control.errors import ConfigError
 from quire.server.config import ServerConfig, read_config
 
+# What the server imports and the engine does not; pydantic and starlette come with fastapi.
+NEEDED = ("fastapi", "fastapi_offline", "uvicorn", "zmq", "msgspec", "prometheus_client")
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("served", nargs="?", metavar="MODEL", help="the same as --model [the embedded one]")
@@ -27,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    missing = [name for name in ("fastapi", "uvicorn", "zmq", "msgspec") if find_spec(name) is None]
+    missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise ConfigError("serve", ", ".join(missing), "not installed", "Run pip install 'quire[server]'")
     engine, server = settings(arguments)

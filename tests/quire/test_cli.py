@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import subprocess
@@ -11,8 +12,9 @@ from dataclasses import fields
 import pytest
 
 from quire import EngineConfig, SamplingParams
-from quire.cli import COMMANDS, main
+from quire.cli import COMMANDS, main, serve
 from quire.cli.flags import SAMPLING, docstring_lines
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -234,3 +236,14 @@ def test_help_tells_the_defaults_that_hold(capsys):
 def test_equal_completions_are_explained(model, capsys):
     assert main(["generate", "the", "--n", "2", "--temperature", "0", "--max-tokens", "2", *model]) == 0
     assert "all completions are the same" in capsys.readouterr().err
+
+
+def test_serve_asks_for_every_package_that_the_server_imports():
+    imported = set()
+    for path in (ROOT / "server").rglob("*.py"):
+        for node in ast.parse(path.read_text("utf-8")).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            imported |= {name.partition(".")[0] for name in names}
+    imported -= {*sys.stdlib_module_names, "quire", "numpy", "pydantic", "pydantic_core", "starlette"}
+    assert {"fastapi", "zmq"} <= imported <= {*serve.NEEDED}
