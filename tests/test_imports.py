@@ -164,7 +164,7 @@ def test_base_dependencies_are_declared() -> None:
 def python(code: str) -> str:
     """Run code in a new interpreter at the root of the checkout and return what it prints."""
     command = [sys.executable, "-c", code]
-    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=120).stdout.strip()
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=300).stdout.strip()
 
 
 def test_import_quire_is_light() -> None:

@@ -20,7 +20,7 @@ SKIP = shutil.ignore_patterns("__pycache__", "*.egg-info")
 
 
 def call(*command: str, cwd: Path) -> str:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=250)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

@@ -145,7 +145,7 @@ def test_curl_is_answered(page: Path, request) -> None:
             elif not word.startswith("-"):
                 url = ADDRESS.sub(request.getfixturevalue("server").url, word)
         httpx.request(
-            "POST" if content else "GET", url, headers=headers, content=content, timeout=60
+            "POST" if content else "GET", url, headers=headers, content=content, timeout=300
         ).raise_for_status()
 
 

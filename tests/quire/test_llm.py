@@ -262,7 +262,7 @@ def test_threads_may_share_an_engine(checkpoint):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(300)
     assert answers == [expected] * 20
 
 

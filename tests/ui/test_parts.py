@@ -152,5 +152,5 @@ def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ConfigError, match="api_server_count"):
         ServerConfig(ui=True, api_server_count=2)
     command = [sys.executable, "-m", "quire", "ui", "--url", "localhost:8000"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and "url='localhost:8000': no address of a server" in done.stderr

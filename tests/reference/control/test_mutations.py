@@ -263,7 +263,6 @@ def test_where_nothing_is_broken_nothing_is_noticed(machine: type[SchedulerMachi
     run_state_machine_as_test(machine, settings=checks(50))
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.what.replace(" ", "-"))
 def test_the_machine_notices(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within some hundred examples, mostly ten. One that takes longer wants a machine of its own."""
