@@ -7,12 +7,17 @@ why every kernel that multiplies asks ``math_dtype`` and casts right after its l
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+
+# Products and sums may be fused, which the kernels count on: Triton's default up to 3.9, which warns that from 3.10 on
+# it will be another.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
