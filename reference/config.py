@@ -148,6 +148,12 @@ class EngineConfig:
             )
         if self.swap_space < 0:
             raise ConfigError("swap_space", self.swap_space, "negative", "Give GiB of host memory, or 0 for none")
+        if self.preemption_mode == "swap" and self.swap_space == 0:
+            raise ConfigError(
+                "swap_space", 0, 'with preemption_mode="swap" blocks have nowhere to go', "Give GiB of host memory"
+            )
+        if self.trace_redact and self.trace is None:
+            raise ConfigError("trace_redact", True, "trace is None, so nothing is recorded", "Name a folder with trace")
         if not 0 <= self.verify <= 1:
             raise ConfigError(
                 "verify", self.verify, "outside [0, 1]", "Give the share of the steps to verify, such as 0.01, or 0"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from os import PathLike, fspath
 from typing import Any, Literal, get_args
 
@@ -59,6 +59,9 @@ class SpeculativeConfig:
             raise _error("adaptive", self.adaptive, "neither True nor False", "Give one of the two")
         if self.method == "draft_model" and (not isinstance(self.model, str) or not self.model):
             raise _error("model", self.model, "no draft model", 'Name one, such as "pocket-draft", or use "ngram"')
+        for field in fields(self):
+            if self.method == "draft_model" and "lookup" in field.name and getattr(self, field.name) != field.default:
+                raise _error(field.name, getattr(self, field.name), "has no meaning for 'draft_model'", "Leave it out")
         if self.method != "draft_model" and self.model is not None:
             raise _error("model", self.model, f"has no meaning for {self.method!r}", 'Use method="draft_model"')
 
@@ -75,7 +78,7 @@ def speculative_config(given: Any, model: str | None, count: int | None) -> Spec
         both = "the older speculative_model or num_speculative_tokens is given too"
         problem = both if isinstance(given, SpeculativeConfig) else "not a mapping"
         raise ConfigError("speculative_config", given, problem, 'Give a dict such as {"method": "ngram"}')
-    fields: dict[str, Any] = dict(given or {})
+    merged: dict[str, Any] = dict(given or {})
     if count is not None and given is None and model is None:
         raise ConfigError(
             "num_speculative_tokens", count, "no proposer is named", 'Give speculative_config={"method": "ngram"} too'
@@ -86,9 +89,9 @@ def speculative_config(given: Any, model: str | None, count: int | None) -> Spec
     ):
         if value is None:
             continue
-        if name in fields:
+        if name in merged:
             raise ConfigError(older, value, f"speculative_config has {name!r} as well", "Give one of the two")
-        fields[name] = value
-    if fields.get("model") in ("[ngram]", "ngram"):  # vLLM's older spelling of the method
-        fields |= {"method": "ngram", "model": None}
-    return SpeculativeConfig(**fields)
+        merged[name] = value
+    if merged.get("model") in ("[ngram]", "ngram"):  # vLLM's older spelling of the method
+        merged |= {"method": "ngram", "model": None}
+    return SpeculativeConfig(**merged)

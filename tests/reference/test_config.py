@@ -40,6 +40,13 @@ def test_the_size_of_the_kv_cache_is_set_once():
         EngineConfig(num_blocks=64, kv_cache_memory_bytes=1 << 20)
 
 
+@pytest.mark.parametrize("given", [{"swap_space": 0, "preemption_mode": "swap"}, {"trace_redact": True}])
+def test_what_would_have_no_effect_is_refused(given):
+    with pytest.raises(ConfigError) as caught:
+        EngineConfig(**given)
+    assert caught.value.field == next(iter(given)) and caught.value.remedy
+
+
 def test_a_revision_of_something_local_is_refused():
     with pytest.raises(ConfigError, match="revision='main'"):
         resolve("pocket", "main")

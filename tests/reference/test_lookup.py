@@ -96,6 +96,7 @@ def test_suffix_lookup_remembers_what_others_were_answered():
         ({"speculative_config": {"prompt_lookup_min": 9}}, "more than prompt_lookup_max=8"),
         ({"speculative_config": {"method": "draft_model"}}, "no draft model"),
         ({"speculative_config": {"method": "ngram", "model": "pocket-draft"}}, "has no meaning for 'ngram'"),
+        ({"speculative_config": {"model": "pocket-draft", "prompt_lookup_max": 4}}, "has no meaning for 'draft_model'"),
         ({"speculative_config": {"verification": "hope"}}, "shared_noise, rejection"),
         ({"speculative_config": {"adaptive": 1}}, "neither True nor False"),
         ({"speculative_config": "ngram"}, "not a mapping"),
