@@ -97,11 +97,11 @@ def test_ctrl_c_at_the_prompt_leaves_and_within_an_answer_ends_the_answer(model,
 
     step, steps = LLM._step, []
 
-    def interrupted(self):
+    def interrupted(self, *call):
         steps.append(1)
         if len(steps) == 3:
             raise KeyboardInterrupt
-        step(self)
+        step(self, *call)
 
     monkeypatch.setattr("builtins.input", typed)
     monkeypatch.setattr(LLM, "_step", interrupted)
