@@ -167,24 +167,28 @@ def test_neighbours_chunks_preemption_and_run_ahead_change_nothing(
     assert COMPILED or own.runner._graphs.replayed > 2
 
 
+@st.composite
+def mixtures(draw: st.DrawFn, names: list[str]) -> tuple[dict[str, Any], list[str], dict[str, int]]:
+    """Settings of an engine; requests for it, by name; others, and after how many steps each of them is given up."""
+    block_size = draw(st.sampled_from([4, 8, 16]))
+    config = {
+        "block_size": block_size,
+        "num_blocks": MAX_LEN // block_size + 1 + draw(st.sampled_from([0, 3, 60])),
+        "max_num_batched_tokens": draw(st.integers(5, 90)),
+        "max_num_seqs": draw(st.integers(4, 12)),
+        "enable_prefix_caching": draw(st.booleans()),
+        "async_scheduling": draw(st.booleans()),
+        "preemption_mode": draw(st.sampled_from(["recompute", "swap"])),
+    }
+    order = draw(st.permutations(names))
+    return config, order[3:8], {name: draw(st.integers(0, 12)) for name in order[:3]}
+
+
 @settings(max_examples=60 if COMPILED else 3)
-@given(data=st.data())
-def test_any_mixture_with_aborts(alone: dict[str, Any], data: st.DataObject) -> None:
-    block_size = data.draw(st.sampled_from([4, 8, 16]))
-    own = engine(
-        ModelRunner,
-        block_size=block_size,
-        num_blocks=MAX_LEN // block_size + 1 + data.draw(st.sampled_from([0, 3, 60])),
-        max_num_batched_tokens=data.draw(st.integers(5, 90)),
-        max_num_seqs=data.draw(st.integers(4, 12)),
-        enable_prefix_caching=data.draw(st.booleans()),
-        async_scheduling=data.draw(st.booleans()),
-        preemption_mode=data.draw(st.sampled_from(["recompute", "swap"])),
-    )
-    names = data.draw(st.permutations([n for n in REQUESTS if COMPILED or n not in SLOW]))
-    aborted = {name: data.draw(st.integers(0, 12)) for name in names[:3]}
-    rest = names[3:8]
-    assert answers(own, rest, aborted) == {name: alone[name] for name in rest}
+@given(mixture=mixtures([n for n in REQUESTS if COMPILED or n not in SLOW]))
+def test_any_mixture_with_aborts(alone: dict[str, Any], mixture: Any) -> None:
+    config, names, aborted = mixture
+    assert answers(engine(ModelRunner, **config), names, aborted) == {name: alone[name] for name in names}
 
 
 @pytest.fixture(scope="module")

@@ -41,6 +41,7 @@ from tests.fast.test_engine import (  # noqa: F401 - the fixtures
     answers,
     checkpoint,
     engine,
+    mixtures,
 )
 from tests.reference.test_speculation import Scripted
 from tests.runner_suite import MemoryModel
@@ -142,50 +143,39 @@ def test_every_request_is_answered_the_same(drafter: str, name: str, alone: dict
         assert stats.num_preemptions > 0
 
 
+RULELESS = [name for name in NAMES if name not in ("rules", "bad words", "grammar")]
+
+
 @settings(max_examples=60 if COMPILED else 3)
-@given(data=st.data())
-def test_the_draft_model_has_the_right_past_whatever_happens(alone: dict[str, Any], data: st.DataObject) -> None:  # noqa: F811
+@given(mixture=mixtures(RULELESS), k=st.integers(1, 6), adaptive=st.booleans())
+def test_the_draft_model_has_the_right_past_whatever_happens(
+    alone: dict[str, Any],  # noqa: F811
+    mixture: Any,
+    k: int,
+    adaptive: bool,
+) -> None:
     """It has the target's logits, so it is right each time, unless its own cache is wrong or rules forbid its token."""
-    block_size = data.draw(st.sampled_from([4, 8, 16]))
-    own = speculating(
-        data.draw(st.integers(1, 6)),
-        drafter=MemoryModel(VOCAB),
-        adaptive=data.draw(st.booleans()),
-        block_size=block_size,
-        num_blocks=MAX_LEN // block_size + 1 + data.draw(st.sampled_from([0, 3, 60])),
-        max_num_batched_tokens=data.draw(st.integers(5, 90)),
-        max_num_seqs=data.draw(st.integers(4, 12)),
-        enable_prefix_caching=data.draw(st.booleans()),
-        async_scheduling=data.draw(st.booleans()),
-        preemption_mode=data.draw(st.sampled_from(["recompute", "swap"])),
-    )
-    names = data.draw(st.permutations([n for n in NAMES if n not in ("rules", "bad words", "grammar")]))
-    aborted = {name: data.draw(st.integers(0, 12)) for name in names[:3]}
-    assert answers(own, names[3:8], aborted) == {name: alone[name] for name in names[3:8]}
+    config, names, aborted = mixture
+    own = speculating(k, drafter=MemoryModel(VOCAB), adaptive=adaptive, **config)
+    assert answers(own, names, aborted) == {name: alone[name] for name in names}
     stats = own.stats()
     assert stats.num_accepted_tokens == stats.num_draft_tokens
 
 
-@settings(max_examples=60 if COMPILED else 2)
-@given(data=st.data())
-def test_drafts_in_flight_change_nothing_whatever_happens(alone: dict[str, Any], data: st.DataObject) -> None:  # noqa: F811
+@settings(max_examples=60 if COMPILED else 3)
+@given(mixture=mixtures(NAMES), k=st.integers(1, 6), adaptive=st.booleans(), right=st.sampled_from([0.0, 0.5, 0.9]))
+def test_drafts_in_flight_change_nothing_whatever_happens(
+    alone: dict[str, Any],  # noqa: F811
+    mixture: Any,
+    k: int,
+    adaptive: bool,
+    right: float,
+) -> None:
     """Steps are planned by bounds of the lengths, which come down while they run."""
-    block_size = data.draw(st.sampled_from([4, 8, 16]))
-    own = speculating(
-        data.draw(st.integers(1, 6)),
-        drafter=OnDevice(oracle(data.draw(st.sampled_from([0.0, 0.5, 0.9])), alone)),
-        adaptive=data.draw(st.booleans()),
-        block_size=block_size,
-        num_blocks=MAX_LEN // block_size + 1 + data.draw(st.sampled_from([0, 3, 60])),
-        max_num_batched_tokens=data.draw(st.integers(5, 90)),
-        max_num_seqs=data.draw(st.integers(4, 12)),
-        enable_prefix_caching=data.draw(st.booleans()),
-        async_scheduling=True,
-        preemption_mode=data.draw(st.sampled_from(["recompute", "swap"])),
-    )
-    names = data.draw(st.permutations(NAMES))
-    aborted = {name: data.draw(st.integers(0, 12)) for name in names[:3]}
-    assert answers(own, names[3:8], aborted) == {name: alone[name] for name in names[3:8]}
+    config, names, aborted = mixture
+    drafter = OnDevice(oracle(right, alone))
+    own = speculating(k, drafter=drafter, adaptive=adaptive, **config | {"async_scheduling": True})
+    assert answers(own, names, aborted) == {name: alone[name] for name in names}
 
 
 def test_a_request_may_do_without(alone: dict[str, Any]) -> None:  # noqa: F811
